@@ -1,0 +1,136 @@
+"""The plan of a dataset: everything that decides its bytes, and where each shard lies.
+
+In: a bundle's digest, what the user asked for, and the numerics of the machines that will compute. Out: an immutable
+`Plan` with an id, and `Task`s. A plan never names workers, actors, attempts or times: shard i is a pure function of
+(plan, i).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from genworker.config import Spec, digest_of
+from genworker.schema import ImageSchema
+
+PLAN_VERSION = 1
+
+CONTROL_PREFIX = ".genworker/"
+PLAN_KEY = CONTROL_PREFIX + "plan.json"
+RECEIPTS_PREFIX = CONTROL_PREFIX + "receipts/"
+BUNDLE_PREFIX = CONTROL_PREFIX + "bundle/"
+DATA_PREFIX = "data/"
+MANIFEST_KEY = "_manifest.json"
+SUCCESS_KEY = "_SUCCESS"
+
+
+class Numerics(Spec):
+    """How a generator is evaluated, as far as it decides bits.
+
+    Thread counts are not here: they were measured not to change a bit. ``device_class`` names the kind of processor and
+    its vector units, because libraries pick their kernels by it.
+    """
+
+    device_class: str = Field(description="cpu/AVX512, cuda/NVIDIA H100, ...")
+    dtype: Literal["float32", "bfloat16"] = Field(description="type that convolutions compute in")
+    memory_format: Literal["contiguous", "channels_last"] = Field(description="layout of image tensors")
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = Field(description="samples per evaluation, on a fixed global grid")
+    libraries: dict[str, str] = Field(description="name -> version of what computes and encodes")
+
+
+class Plan(Spec):
+    """The complete description of one dataset."""
+
+    version: Literal[1] = PLAN_VERSION
+    bundle_digest: str
+    image_schema: ImageSchema
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    num_samples: Annotated[int, Field(ge=1)]
+    samples_per_shard: Annotated[int, Field(ge=1)]
+    labels: str = Field("balanced", description="balanced, uniform, or one class number")
+    split: Literal["train", "test", "validation"] = "train"
+    format: str
+    codec: str
+    numerics: Numerics
+
+    @model_validator(mode="after")
+    def _labels_are_known(self) -> Plan:
+        if self.labels in {"balanced", "uniform"}:
+            return self
+        if not self.labels.isdecimal() or int(self.labels) >= self.image_schema.num_classes:
+            raise ValueError(
+                f"labels {self.labels!r}: say 'balanced', 'uniform', or a class number below {self.image_schema.num_classes}"
+            )
+        return self
+
+    @property
+    def plan_id(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the plan's canonical JSON."""
+        return digest_of(self.model_dump(mode="json"))[:16]
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards the dataset has."""
+        return -(-self.num_samples // self.samples_per_shard)
+
+    def task(self, shard_index: int) -> Task:
+        """The task that makes shard ``shard_index``; raises IndexError outside [0, num_shards)."""
+        if not 0 <= shard_index < self.num_shards:
+            raise IndexError(f"shard {shard_index}: the plan has {self.num_shards}")
+        first = shard_index * self.samples_per_shard
+        return Task(
+            shard_index=shard_index,
+            first_index=first,
+            num_samples=min(self.samples_per_shard, self.num_samples - first),
+            key=self.shard_key(shard_index),
+        )
+
+    def tasks(self) -> Iterator[Task]:
+        """All tasks in shard order; made one by one, because there may be a million."""
+        return (self.task(index) for index in range(self.num_shards))
+
+    def shard_key(self, shard_index: int) -> str:
+        """The object key of a shard, in the naming that Hugging Face, Spark and img2dataset users know."""
+        # Five digits up to 99,999 shards; more digits beyond, the same number for all, so that names sort by index.
+        digits = max(5, len(str(self.num_shards)))
+        return f"{DATA_PREFIX}{self.split}-{shard_index:0{digits}d}-of-{self.num_shards:0{digits}d}.{self.format_extension}"
+
+    @property
+    def format_extension(self) -> str:
+        """File extension of a shard."""
+        from genworker import formats
+
+        return formats.get(self.format).extension
+
+    def shard_of(self, sample_index: int) -> int:
+        """The shard that holds a sample; raises IndexError outside [0, num_samples)."""
+        if not 0 <= sample_index < self.num_samples:
+            raise IndexError(f"sample {sample_index}: the dataset has {self.num_samples}")
+        return sample_index // self.samples_per_shard
+
+    def provenance(self, task: Task) -> dict[str, str]:
+        """What a shard says about itself."""
+        return {
+            "plan_id": self.plan_id,
+            "first_index": str(task.first_index),
+            "num_samples": str(task.num_samples),
+        }
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to be made: samples [first_index, first_index + num_samples) into the object ``key``."""
+
+    shard_index: int
+    first_index: int
+    num_samples: int
+    key: str
+
+
+def differences(ours: Plan, theirs: Plan) -> list[str]:
+    """One line per field in which two plans differ: ``seed: 1 here, 0 there``."""
+    left, right = ours.model_dump(mode="json"), theirs.model_dump(mode="json")
+    return [f"{key}: {left[key]!r} here, {right[key]!r} there" for key in left if left[key] != right[key]]

@@ -1,0 +1,59 @@
+"""What bulk work leaves beside the shards: receipts while it runs, a manifest when it is done.
+
+These models are the only thing that readers and writers of a dataset share besides the plan. Both are plain JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from genworker.bulk.plan import Plan
+from genworker.config import Spec
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Receipt(Spec):
+    """Proof that one shard was committed."""
+
+    shard_index: Annotated[int, Field(ge=0)]
+    num_samples: Annotated[int, Field(ge=1)]
+    num_bytes: Annotated[int, Field(ge=1)]
+    sha256: Sha256
+    attempt: Annotated[int, Field(ge=0)] = Field(0, description="how many attempts at this task came before")
+
+
+class ReceiptBatch(Spec):
+    """One object below .genworker/receipts/: the receipts of several shards of one plan."""
+
+    plan_id: str
+    receipts: tuple[Receipt, ...]
+
+
+class ShardEntry(Spec):
+    """One shard in the manifest."""
+
+    key: str
+    num_samples: Annotated[int, Field(ge=1)]
+    num_bytes: Annotated[int, Field(ge=1)]
+    sha256: Sha256
+
+
+class Manifest(Spec):
+    """_manifest.json: the dataset exists when this object does. Shards stand in sample order."""
+
+    version: Literal[1] = 1
+    plan_id: str
+    plan: Plan
+    num_samples: Annotated[int, Field(ge=1)]
+    num_bytes: Annotated[int, Field(ge=1)]
+    shards: tuple[ShardEntry, ...]
+
+
+class Success(Spec):
+    """_SUCCESS: written last; names the manifest that it vouches for."""
+
+    plan_id: str
+    manifest_sha256: Sha256

@@ -1,0 +1,151 @@
+"""Specs: frozen pydantic models, read from YAML, overridden from the command line, refused when a key is unknown.
+
+Layers, later ones win: defaults < YAML file < ``--set key=value`` < flags. This module holds the base class and the
+layering; each spec is defined beside the thing that it configures. It never touches the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from genworker.errors import UsageError
+
+
+class Spec(BaseModel):
+    """Base of all specs: immutable, and a key that nobody defined is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def canonical(self) -> str:
+        """The spec as JSON with sorted keys and no spaces: equal specs give equal text."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, origin: str) -> Self:
+        """Validate ``values``.
+
+        Raises:
+            UsageError: one line per wrong key: where, what was seen, the rule, and the nearest known key.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as err:
+            raise UsageError(_explain(err, cls, origin)) from err
+
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces, the text that digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def preset_path(name: str) -> Path | None:
+    """The shipped spec called ``name`` (without ``.yaml``), or None; lists come from `preset_names`."""
+    for folder in _PRESET_FOLDERS:
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    return None
+
+
+def preset_names() -> list[str]:
+    """Names of the specs that ship with genworker."""
+    return sorted({path.stem for folder in _PRESET_FOLDERS for path in folder.glob("*.yaml")})
+
+
+# Installed, the specs of jobs/specs lie inside the package; in a checkout they are read where they are edited.
+_PRESET_FOLDERS = (Path(__file__).parent / "presets", Path(__file__).parent.parent / "jobs" / "specs")
+
+
+def load_spec(cls: type[SpecT], path_or_preset: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> SpecT:
+    """Read a YAML file (or a shipped preset, by name), apply ``key.path=value`` overrides, then flags that are not None.
+
+    Raises:
+        UsageError: there is no such file or preset, it is not YAML, or a key or value is wrong.
+    """
+    path = Path(path_or_preset)
+    if not path.is_file():
+        preset = preset_path(path_or_preset)
+        if preset is None:
+            raise UsageError(
+                f"spec {path_or_preset!r}: there is no such file, and no shipped spec has that name; "
+                f"give a YAML file or one of: {', '.join(preset_names())}"
+            )
+        path = preset
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as err:
+        raise UsageError(f"spec {path}: cannot be read as YAML: {err}") from err
+    if not isinstance(values, dict):
+        raise UsageError(f"spec {path}: holds a {type(values).__name__} at the top; a spec is a mapping of keys to values")
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise UsageError(f"--set {override!r}: write it as key=value, for example --set training.batch_size=128")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as err:
+            raise UsageError(f"--set {override!r}: the value is not YAML: {err}") from err
+        _assign(values, key.split("."), value, override)
+    for key, value in flags.items():
+        if value is not None:
+            _assign(values, key.split("."), value, key)
+    return cls.parse(values, origin=f"spec {path}")
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, origin: str) -> None:
+    for step in path[:-1]:
+        values = values.setdefault(step, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {origin!r}: {step!r} holds a plain value, so it has no key below it")
+    values[path[-1]] = value
+
+
+def _explain(err: ValidationError, cls: type[BaseModel], origin: str) -> str:
+    lines = []
+    for problem in err.errors():
+        # Tags of discriminated unions show up in the location; they are no keys of the file.
+        loc = [str(part) for part in problem["loc"]]
+        key = ".".join(loc) or "(top)"
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(cls, loc[:-1])
+            near = difflib.get_close_matches(loc[-1], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+            lines.append(f"{origin}: unknown key {key!r}; {hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{origin}: key {key!r} is missing")
+        else:
+            lines.append(f"{origin}: key {key!r} is {problem['input']!r}: {problem['msg']}")
+    return "\n".join(lines)
+
+
+def _known_keys(cls: type[BaseModel], path: Sequence[str]) -> set[str]:
+    """Keys that a mapping at ``path`` below ``cls`` may hold; a step that is no field is the tag of a union member."""
+    models: list[type[BaseModel]] = [cls]
+    for step in path:
+        fields = [model.model_fields[step].annotation for model in models if step in model.model_fields]
+        if fields:
+            models = [model for field in fields for model in _models_in(field)]
+        else:
+            models = [m for m in models if "name" in m.model_fields and m.model_fields["name"].default == step] or models
+    return {key for model in models for key in model.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for arg in getattr(annotation, "__args__", ()) for model in _models_in(arg)]

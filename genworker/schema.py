@@ -1,0 +1,65 @@
+"""What one sample is, and the arrays in which samples travel.
+
+Three words hold everywhere. **images**: float32 tensors [N, C, H, W] in [-1, 1], what networks see. **pixels**: uint8
+arrays [N, H, W, C], what codecs and sources see. **labels**: int64 [N]. This module knows numpy and nothing heavier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+Pixels = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+
+
+class ImageSchema(BaseModel):
+    """The shape of every image of a dataset, and its classes.
+
+    ``num_classes`` 0 means unlabelled. ``class_names`` is empty or holds one name per class.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: Annotated[int, Field(ge=1, le=4)]
+    height: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+    num_classes: Annotated[int, Field(ge=0)] = 0
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width), the shape of one image tensor."""
+        return self.channels, self.height, self.width
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels), the shape of one pixel array."""
+        return self.height, self.width, self.channels
+
+    def describe(self) -> str:
+        """A short text for messages, such as ``28x28x1, 10 classes``."""
+        classes = f"{self.num_classes} classes" if self.num_classes else "unlabelled"
+        return f"{self.height}x{self.width}x{self.channels}, {classes}"
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """Consecutive or scattered samples of one schema.
+
+    Attributes:
+        sample_index: int64 [N], the position of each sample in its dataset.
+        pixels: uint8 [N, H, W, C].
+        labels: int64 [N] in [0, num_classes), or None for unlabelled data.
+    """
+
+    sample_index: Int64Array
+    pixels: Pixels
+    labels: Int64Array | None
+
+    def __len__(self) -> int:
+        return len(self.sample_index)
