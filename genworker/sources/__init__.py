@@ -1,1 +1,44 @@
-"""."""
+"""Data sources by name: where the images to train on come from.
+
+To add one: write a module with a class that follows `base.Source`, add a line here and an example to the contract
+tests.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from genworker.errors import UsageError
+
+if TYPE_CHECKING:
+    from genworker.sources.base import Source, SourceConfig
+
+# Dotted paths, because each source knows a library that a command which never reads data should not import.
+SOURCES = {
+    "idx": "genworker.sources.idx.IdxSource",
+    "fashion-mnist": "genworker.sources.fashion_mnist.FashionMnistSource",
+    "image-folder": "genworker.sources.folder.FolderSource",
+    "parquet": "genworker.sources.parquet.ParquetSource",
+}
+
+
+def names() -> list[str]:
+    """The names of all sources."""
+    return list(SOURCES)
+
+
+def get(name: str) -> type[Source]:
+    """The class of the source called ``name``; raises UsageError that lists the known names."""
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"source {name!r}: there is no such data source; known: {', '.join(SOURCES)}{hint}")
+    module, _, attribute = SOURCES[name].rpartition(".")
+    return cast("type[Source]", getattr(importlib.import_module(module), attribute))
+
+
+def open_source(config: SourceConfig) -> Source:
+    """Open the data that ``config`` describes; raises SourceError when it is missing, empty or of the wrong shape."""
+    return get(config.name)(config)

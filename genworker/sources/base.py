@@ -6,12 +6,18 @@ In: a URL and the wanted image size. Out: uint8 pixels and labels by index. A so
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
+import numpy as np
 from pydantic import Field
 
 from genworker.config import Spec
-from genworker.schema import ImageSchema, Int64Array, SampleBatch
+from genworker.errors import SourceError
+
+if TYPE_CHECKING:
+    from genworker.schema import ImageSchema, Int64Array, SampleBatch
+
+Split = Literal["train", "test"]
 
 
 class SourceConfig(Spec):
@@ -19,9 +25,16 @@ class SourceConfig(Spec):
 
     name: str
     url: str | None = Field(None, description="folder, file or s3:// prefix; some sources have a default")
-    split: Literal["train", "test"] = Field("train", description="which part of the data")
+    split: Split = Field("train", description="which part of the data")
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use only the first so many images")
     max_corrupt: Annotated[int, Field(ge=0)] = Field(10, description="undecodable images to tolerate before stopping")
+
+
+class ResizedConfig(SourceConfig):
+    """What sources say whose images come in any size: the centre square of each is cut out and resized."""
+
+    image_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="height and width of what is read, pixels")
+    channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for RGB; images are converted")
 
 
 class Source(Protocol):
@@ -29,7 +42,7 @@ class Source(Protocol):
 
     Attributes:
         Config: the pydantic model of what the user may say about this source.
-        schema: shape and classes of every image that `read` returns.
+        schema: shape and classes of every image that `read` returns; the same for all splits.
         corrupt: names of the images that could not be decoded so far, each once.
     """
 
@@ -37,16 +50,34 @@ class Source(Protocol):
     schema: ImageSchema
     corrupt: list[str]
 
+    def __init__(self, config: Any) -> None:
+        """Open the data that ``config`` (of this class's ``Config``) describes; raises SourceError."""
+
     def __len__(self) -> int: ...
 
     def read(self, indices: Int64Array) -> SampleBatch:
-        """Return the images at ``indices`` (int64 [N], each in [0, len)) in that order.
+        """Return the images at ``indices`` (int64 [N], each in [0, len), repeats allowed) in that order.
 
-        An image that cannot be decoded is replaced by the next good one (index + 1, ...), named in ``corrupt`` and
-        counted. Raises SourceError once more than ``max_corrupt`` images are corrupt.
+        An image that cannot be decoded is replaced by the next good one (index + 1, ..., around the end), named in
+        ``corrupt`` and counted; ``sample_index`` tells which image really stands at each position. Raises SourceError
+        once more than ``max_corrupt`` images are corrupt, and IndexError for an index outside.
         """
         ...
 
     def digest(self) -> str:
         """A SHA-256 over what identifies the data (names and sizes, or content): equal data gives equal digests."""
         ...
+
+
+def check_indices(indices: Int64Array, length: int) -> None:
+    """Raise IndexError unless every index lies in [0, length): a negative one must not wrap around silently."""
+    wrong = np.flatnonzero((indices < 0) | (indices >= length))
+    if wrong.size:
+        raise IndexError(f"index {indices[wrong[0]]}: the source has {length} images")
+
+
+def require_url(config: SourceConfig, what: str) -> str:
+    """The URL of ``config``; raises SourceError where none is given. ``what`` says what the URL should name."""
+    if not config.url:
+        raise SourceError(f"source {config.name}: url is missing; set it to {what}")
+    return config.url

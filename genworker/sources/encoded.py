@@ -1,0 +1,107 @@
+"""The common part of sources that decode images on demand: threads, and what happens to images that cannot be decoded.
+
+In: encoded images by index, from a subclass. Out: pixels. A corrupt image is replaced by the next good one, always the
+same one, and named; it is never skipped silently.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from genworker.errors import CorruptImageError, SourceError
+from genworker.schema import ImageSchema, Int64Array, Pixels, SampleBatch
+from genworker.sources.base import check_indices
+from genworker.sources.images import decode_image
+
+# Decoding leaves Python's lock, and requests to an object store mostly wait.
+_NUM_THREADS = 8
+_MAX_NAMED = 10
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The bytes of one image file and its class (0 where the source is unlabelled)."""
+
+    data: bytes
+    label: int
+
+
+class EncodedSource(ABC):
+    """Images of any size and encoding, read as ``schema`` says."""
+
+    schema: ImageSchema
+    corrupt: list[str]
+
+    def __init__(self, *, url: str, schema: ImageSchema, length: int, max_corrupt: int) -> None:
+        self.schema = schema
+        self.corrupt = []
+        self._url, self._length, self._max_corrupt = url, length, max_corrupt
+        self._bad: set[int] = set()
+
+    @abstractmethod
+    def _fetch(self, index: int) -> EncodedImage:
+        """Get one encoded image; called from several threads, in rising order of indices.
+
+        Raises CorruptImageError with the reason alone where the source knows that it is no image.
+        """
+
+    @abstractmethod
+    def _name(self, index: int) -> str:
+        """What the user finds the image at ``index`` by: its key, or file and row."""
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, indices: Int64Array) -> SampleBatch:
+        """Return the images at ``indices``; see `base.Source.read`."""
+        check_indices(indices, len(self))
+        chosen = [self._good_from(int(index)) for index in indices]
+        decoded: dict[int, tuple[Pixels, int]] = {}
+        with ThreadPoolExecutor(min(_NUM_THREADS, max(1, len(chosen)))) as pool:
+            while missing := sorted(set(chosen) - decoded.keys()):
+                for index, outcome in zip(missing, pool.map(self._try, missing), strict=True):
+                    if isinstance(outcome, CorruptImageError):
+                        self._count_corrupt(index, outcome)
+                    else:
+                        decoded[index] = outcome
+                chosen = [self._good_from(index) for index in chosen]
+        pixels = np.empty((len(chosen), *self.schema.pixel_shape), np.uint8)
+        labels = np.empty(len(chosen), np.int64)
+        for row, index in enumerate(chosen):
+            pixels[row], labels[row] = decoded[index]
+        return SampleBatch(
+            sample_index=np.array(chosen, np.int64), pixels=pixels, labels=labels if self.schema.num_classes else None
+        )
+
+    def _try(self, index: int) -> tuple[Pixels, int] | CorruptImageError:
+        try:
+            encoded = self._fetch(index)
+            pixels = decode_image(encoded.data, size=self.schema.height, channels=self.schema.channels)
+        except CorruptImageError as err:
+            return err
+        return pixels, encoded.label
+
+    def _good_from(self, index: int) -> int:
+        """The first index from ``index`` on, around the end, that is not known to be corrupt."""
+        while index in self._bad:
+            index = (index + 1) % len(self)
+        return index
+
+    def _count_corrupt(self, index: int, reason: CorruptImageError) -> None:
+        self._bad.add(index)
+        self.corrupt.append(self._name(index))
+        if len(self._bad) > self._max_corrupt or len(self._bad) == len(self):
+            named = ", ".join(self.corrupt[:_MAX_NAMED]) + (", ..." if len(self.corrupt) > _MAX_NAMED else "")
+            rule = (
+                f"more than max_corrupt {self._max_corrupt}"
+                if len(self._bad) > self._max_corrupt
+                else "so no image is left"
+            )
+            raise SourceError(
+                f"{self._url}: {len(self._bad)} of {len(self)} images cannot be used, {rule}: {named}; the last one "
+                f"{reason}; repair or remove them, or raise max_corrupt"
+            )

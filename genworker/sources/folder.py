@@ -1,0 +1,115 @@
+"""A folder or s3:// prefix of image files; the first level of subfolders names the classes.
+
+In: PNG, JPEG, WebP and BMP files. Out: images of one size, in the order of their keys. Names that begin with a dot are
+ignored; classes are folders that hold an image, because an object store knows no others. Nothing above the URL is read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from genworker.config import digest_of
+from genworker.errors import CorruptImageError, SourceError
+from genworker.schema import ImageSchema
+from genworker.sources.base import ResizedConfig, SourceConfig, Split, require_url
+from genworker.sources.encoded import EncodedImage, EncodedSource
+from genworker.sources.images import MAX_ENCODED_BYTES
+from genworker.stores import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from genworker.stores.base import ObjectInfo
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation"}
+
+
+class FolderConfig(ResizedConfig):
+    """Image files in class folders; ``train/`` and ``test/`` may stand above them."""
+
+    name: Literal["image-folder"] = "image-folder"
+
+
+class FolderSource(EncodedSource):
+    """Image files, decoded when they are read."""
+
+    Config: ClassVar[type[SourceConfig]] = FolderConfig
+
+    def __init__(self, config: FolderConfig) -> None:
+        url = require_url(config, "a folder or s3:// prefix of images")
+        self._store = open_store(url)
+        found = [info for info in self._store.list() if _is_image(info.key)]
+        if not found:
+            raise SourceError(
+                f"{url}: holds no images (files ending in {', '.join(EXTENSIONS)}); check the path, and that it is a "
+                "folder of images or of class folders"
+            )
+        prefix = _split_prefix(url, [info.key for info in found], config.split)
+        classes = _class_names(url, [info.key for info in found], depth=1 if prefix else 0)
+        self._files = sorted((i for i in found if i.key.startswith(prefix)), key=lambda i: i.key)[: config.limit]
+        numbers = {name: number for number, name in enumerate(classes)}
+        self._labels = [_label(info.key.removeprefix(prefix), numbers) for info in self._files]
+        super().__init__(
+            url=url,
+            schema=ImageSchema(
+                channels=config.channels,
+                height=config.image_size,
+                width=config.image_size,
+                num_classes=len(classes),
+                class_names=classes,
+            ),
+            length=len(self._files),
+            max_corrupt=config.max_corrupt,
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over the key and size of every file; a file changed without a change of size goes unnoticed."""
+        return digest_of([[info.key, info.size] for info in self._files])
+
+    def _fetch(self, index: int) -> EncodedImage:
+        info: ObjectInfo = self._files[index]
+        if info.size > MAX_ENCODED_BYTES:
+            raise CorruptImageError(f"is {info.size} bytes long; the limit is {MAX_ENCODED_BYTES}")
+        return EncodedImage(self._store.get(info.key), self._labels[index])
+
+    def _name(self, index: int) -> str:
+        return self._files[index].key
+
+
+def _is_image(key: str) -> bool:
+    return key.lower().endswith(EXTENSIONS) and not any(part.startswith(".") for part in key.split("/"))
+
+
+def _split_prefix(url: str, keys: Sequence[str], split: Split) -> str:
+    """``train/`` or ``test/`` where the top level holds nothing but splits, else the empty prefix."""
+    tops = {key.partition("/")[0] if "/" in key else "" for key in keys}
+    if tops <= _SPLIT_FOLDERS:
+        if split not in tops:
+            raise SourceError(f"{url}: has no {split}/ folder for split {split!r}; it has {', '.join(sorted(tops))}")
+        return f"{split}/"
+    if split != "train":
+        raise SourceError(
+            f"{url}: has no split {split!r}: all its images count as training data; put them under train/ and test/ "
+            "to tell them apart"
+        )
+    return ""
+
+
+def _class_names(url: str, keys: Sequence[str], *, depth: int) -> tuple[str, ...]:
+    """Sorted names of the class folders of all splits, so that a class has the same number in each."""
+    folders: dict[str | None, str] = {}
+    for key in keys:
+        parts = key.split("/")[depth:]
+        folders.setdefault(parts[0] if len(parts) > 1 else None, key)
+    if None in folders and len(folders) > 1:
+        example = next(key for folder, key in folders.items() if folder is not None)
+        raise SourceError(
+            f"{url}: holds images in class folders ({example}) and outside of them ({folders[None]}); put each image "
+            "into a class folder, or all of them beside each other for unlabelled data"
+        )
+    return tuple(sorted(folder for folder in folders if folder is not None))
+
+
+def _label(key: str, numbers: dict[str, int]) -> int:
+    return numbers[key.partition("/")[0]] if numbers else 0

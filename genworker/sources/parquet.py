@@ -1,0 +1,207 @@
+"""Encoded images in Parquet: one file, or a folder or s3:// prefix of files, a genworker dataset included.
+
+In: an image column (bytes, or Hugging Face's struct of bytes and path) and perhaps a column of class numbers. Out:
+images by row. Footers are read first; row groups when one of their images is wanted, and kept in a limited cache.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from genworker.config import digest_of
+from genworker.errors import CorruptImageError, SourceError
+from genworker.schema import ImageSchema
+from genworker.sources.base import ResizedConfig, SourceConfig, require_url
+from genworker.sources.encoded import EncodedImage, EncodedSource
+from genworker.sources.parquet_files import ParquetFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_IMAGE_COLUMNS = ("image", "img")
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+class ParquetConfig(ResizedConfig):
+    """Parquet files with encoded images; files named after splits (train-..., test/...) are told apart."""
+
+    name: Literal["parquet"] = "parquet"
+    image_column: str | None = Field(None, description="found by itself when it is called image or img")
+    label_column: str | None = Field(None, description="found by itself when it is called label, labels or fine_label")
+    num_classes: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="without it: as many as the label column has class names, else its largest label + 1"
+    )
+    cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        2**29, description="row groups to keep in memory; data beyond that is fetched again and again, in every batch"
+    )
+
+
+class ParquetSource(EncodedSource):
+    """Rows of Parquet files."""
+
+    Config: ClassVar[type[SourceConfig]] = ParquetConfig
+
+    def __init__(self, config: ParquetConfig) -> None:
+        url = require_url(config, "a Parquet file, or a folder or s3:// prefix of them")
+        self._files = ParquetFiles(url, config.split)
+        schemas = [footer.schema.to_arrow_schema() for footer in self._files.footers]
+        self._image_column, self._label_column = choose_columns(url, schemas[0], config)
+        for info, schema in zip(self._files.infos, schemas, strict=True):
+            _check_types(f"{url}: {info.key}", schema, self._image_column, self._label_column)
+        self._row_groups = [
+            (file, group, footer.row_group(group).num_rows)
+            for file, footer in enumerate(self._files.footers)
+            for group in range(footer.num_row_groups)
+        ]
+        self._ends = np.cumsum([rows for _, _, rows in self._row_groups], dtype=np.int64)
+        num_rows = int(self._ends[-1]) if self._row_groups else 0
+        if not num_rows:
+            raise SourceError(f"{url}: its {len(self._files.infos)} Parquet files hold no rows")
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
+        self._cache_bytes = config.cache_bytes
+        class_names = _class_names(schemas[0].metadata or {}, self._label_column)
+        num_classes = self._num_classes(config.num_classes, class_names)
+        super().__init__(
+            url=url,
+            schema=ImageSchema(
+                channels=config.channels,
+                height=config.image_size,
+                width=config.image_size,
+                num_classes=num_classes,
+                class_names=class_names,
+            ),
+            length=min(num_rows, config.limit or num_rows),
+            max_corrupt=config.max_corrupt,
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over the key and size of every file, the columns, and the number of rows that are used."""
+        files = [[info.key, info.size] for info in self._files.infos]
+        return digest_of([files, self._image_column, self._label_column, len(self)])
+
+    def _fetch(self, index: int) -> EncodedImage:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[group - 1]) if group else 0)
+        # One thread at a time: the others would ask for the same row group, since indices rise.
+        with self._lock:
+            images, labels = self._row_group(group)
+        data = images[row].as_py()
+        if data is None:
+            raise CorruptImageError("holds no bytes (null, or only a path)")
+        return EncodedImage(data, 0 if labels is None else int(labels[row]))
+
+    def _name(self, index: int) -> str:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        file = self._row_groups[group][0]
+        rows_before = sum(rows for other, _, rows in self._row_groups[:group] if other < file)
+        return f"{self._files.infos[file].key} row {index - rows_before}"
+
+    def _row_group(self, group: int) -> tuple[Any, Any]:
+        """Images (Arrow binary) and labels (int64 or None) of a row group, from the cache where they are in it."""
+        if group not in self._cache:
+            file, number, _ = self._row_groups[group]
+            columns = [self._image_column, *([self._label_column] if self._label_column else [])]
+            table = self._files.read_row_group(file, number, columns)
+            images = table[self._image_column]
+            if pa.types.is_struct(images.type):
+                images = pc.struct_field(images, "bytes")
+            self._cache[group] = images, self._checked_labels(file, table)
+            while len(self._cache) > 1 and sum(kept.nbytes for kept, _ in self._cache.values()) > self._cache_bytes:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(group)
+        return self._cache[group]
+
+    def _checked_labels(self, file: int, table: Any) -> Any:
+        if self._label_column is None:
+            return None
+        column = table[self._label_column]
+        where = f"{self._files.url}: {self._files.infos[file].key}: column {self._label_column}"
+        if column.null_count:
+            raise SourceError(f"{where}: holds {column.null_count} nulls; every image needs a class number")
+        labels = column.to_numpy().astype(np.int64)
+        wrong = labels[(labels < 0) | (labels >= self.schema.num_classes)]
+        if wrong.size:
+            raise SourceError(
+                f"{where}: holds {wrong[0]}; labels must lie in [0, num_classes {self.schema.num_classes})"
+            )
+        return labels
+
+    def _num_classes(self, asked: int | None, class_names: Sequence[str]) -> int:
+        where = f"{self._files.url}: column {self._label_column}"
+        if self._label_column is None:
+            if asked:
+                raise SourceError(f"{self._files.url}: num_classes {asked}: there is no label column; set label_column")
+            return 0
+        if class_names:
+            if asked not in (None, len(class_names)):
+                raise SourceError(f"{where}: num_classes {asked}: it has {len(class_names)} class names; leave it out")
+            return len(class_names)
+        return asked or 1 + max(self._largest_label(group) for group in range(len(self._row_groups)))
+
+    def _largest_label(self, group: int) -> int:
+        """From the footer's statistics where the writer left them, so that nothing more is fetched."""
+        file, number, rows = self._row_groups[group]
+        if not rows:
+            return 0
+        metadata = self._files.footers[file].row_group(number)
+        for column in (metadata.column(i) for i in range(metadata.num_columns)):
+            if column.path_in_schema == self._label_column and column.is_stats_set and column.statistics.has_min_max:
+                return int(column.statistics.max)
+        largest = pc.max(
+            self._files.read_row_group(file, number, [str(self._label_column)])[self._label_column]
+        ).as_py()
+        return int(largest or 0)
+
+
+def choose_columns(url: str, schema: Any, config: ParquetConfig) -> tuple[str, str | None]:
+    """The image column and the label column (None: unlabelled): those asked for, or those with a usual name."""
+    for key in ("image_column", "label_column"):
+        if (asked := getattr(config, key)) is not None and asked not in schema.names:
+            raise SourceError(f"{url}: {key} {asked!r}: there is no such column; it has {', '.join(schema.names)}")
+    image = config.image_column or next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
+    if image is None:
+        raise SourceError(
+            f"{url}: has no column called {' or '.join(_IMAGE_COLUMNS)}; set image_column to one of "
+            f"{', '.join(schema.names) or '(no columns)'}"
+        )
+    return image, config.label_column or next((name for name in _LABEL_COLUMNS if name in schema.names), None)
+
+
+def _check_types(where: str, schema: Any, image: str, label: str | None) -> None:
+    absent = [name for name in (image, label) if name is not None and name not in schema.names]
+    if absent:
+        raise SourceError(
+            f"{where}: has no column {absent[0]!r}, which the first file has; all files need the same columns"
+        )
+    type_ = schema.field(image).type
+    encoded = type_
+    if pa.types.is_struct(type_):
+        encoded = next((field.type for field in type_ if field.name == "bytes"), type_)
+    if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+        raise SourceError(
+            f"{where}: column {image!r} is {type_}; images are read from encoded bytes (binary, or struct<bytes, path>)"
+        )
+    if label is not None and not pa.types.is_integer(schema.field(label).type):
+        raise SourceError(
+            f"{where}: column {label!r} is {schema.field(label).type}; labels are class numbers (integers): convert "
+            "it, or name another label_column"
+        )
+
+
+def _class_names(metadata: Mapping[bytes, bytes], label: str | None) -> tuple[str, ...]:
+    """The class names that Hugging Face's features give the label column, or none."""
+    try:
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
+        return tuple(str(name) for name in feature.get("names") or ())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        # Foreign metadata may say anything; without names the classes are numbers.
+        return ()
