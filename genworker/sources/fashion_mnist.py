@@ -101,8 +101,8 @@ def _read_shipped(config: FashionMnistConfig) -> tuple[Pixels, Int64Array]:
     if config.split != "train":
         raise SourceError(
             f"fashion-mnist: split {config.split!r} of url 'shipped': only the first 10,000 images of the training "
-            "split ship with genworker; give a URL with the t10k files, or leave url out to search "
-            "the usual places"
+            "split ship with genworker; give a URL with the t10k files, or leave url out to "
+            "search the usual places"
         )
     rows = ParquetSource(
         ParquetConfig(url=str(SHIPPED_FILE), image_size=28, channels=1, limit=config.limit, max_corrupt=0)
