@@ -1,1 +1,43 @@
-"""."""
+"""Image codecs by name: how the pixels of one image become bytes, and back.
+
+To add one: write a module with a class that follows `base.Codec`, and add a line here; the contract tests run over the
+table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from genworker.errors import UsageError
+
+if TYPE_CHECKING:
+    from genworker.codecs.base import Codec
+    from genworker.schema import ImageSchema
+
+# Dotted paths, because each codec knows a library that a command which handles no image should not import.
+CODECS = {
+    "png": "genworker.codecs.png.PngCodec",
+    "raw": "genworker.codecs.raw.RawCodec",
+}
+
+
+def names() -> list[str]:
+    """The names of all codecs."""
+    return list(CODECS)
+
+
+def get(name: str) -> type[Codec]:
+    """The class of the codec called ``name``; raises UsageError that lists the known names."""
+    if name not in CODECS:
+        near = difflib.get_close_matches(name, CODECS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"codec {name!r}: there is no such codec; known: {', '.join(CODECS)}{hint}")
+    module, _, attribute = CODECS[name].rpartition(".")
+    return cast("type[Codec]", getattr(importlib.import_module(module), attribute))
+
+
+def make(name: str, schema: ImageSchema) -> Codec:
+    """The codec called ``name`` for images of ``schema``; raises UsageError that lists the known names."""
+    return get(name)(schema)
