@@ -93,7 +93,8 @@ def find_folder(folders: Sequence[Path], split: Split) -> Path:
         f"fashion-mnist: the IDX files of the {split} split are in none of {', '.join(map(str, folders))}; install "
         "Debian's or Ubuntu's package (apt install dataset-fashion-mnist), or set source.url to a folder (or fill "
         "$GENWORKER_DATA/fashion-mnist) with train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
-        f"t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz from github.com/zalandoresearch/fashion-mnist; {shipped}"
+        "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz from "
+        f"github.com/zalandoresearch/fashion-mnist; {shipped}"
     )
 
 
@@ -101,8 +102,7 @@ def _read_shipped(config: FashionMnistConfig) -> tuple[Pixels, Int64Array]:
     if config.split != "train":
         raise SourceError(
             f"fashion-mnist: split {config.split!r} of url 'shipped': only the first 10,000 images of the training "
-            "split ship with genworker; give a URL with the t10k files, or leave url out to "
-            "search the usual places"
+            "split ship with genworker; give a URL with the t10k files, or leave url out to search the usual places"
         )
     rows = ParquetSource(
         ParquetConfig(url=str(SHIPPED_FILE), image_size=28, channels=1, limit=config.limit, max_corrupt=0)

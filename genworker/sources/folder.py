@@ -1,7 +1,8 @@
 """A folder or s3:// prefix of image files; the first level of subfolders names the classes.
 
 In: PNG, JPEG, WebP and BMP files. Out: images of one size, in the order of their keys. Names that begin with a dot are
-ignored; classes are folders that hold an image, because an object store knows no others. Nothing above the URL is read.
+ignored; classes are folders that hold an image, because an object store knows no others. With a limit, the first
+classes come first.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import struct
 import zlib
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -62,13 +63,14 @@ def find_idx_pair(keys: set[str], split: Split) -> tuple[str, str] | None:
 
 def read_idx_pair(store: Store, split: Split, num_classes: int) -> tuple[Pixels, Int64Array]:
     """Read and check images [N, H, W, 1] and labels [N] of ``split``; raises SourceError naming the file."""
-    keys = {info.key for info in store.list()}
-    pair = find_idx_pair(keys, split)
+    prefix = _FILE_PREFIX[split]
+    pair = find_idx_pair({info.key for info in store.list(f"{prefix}-")}, split)
     if pair is None:
-        prefix, seen = _FILE_PREFIX[split], sorted(key for key in keys if "/" not in key)
+        # Only a few: the URL may be the wrong one, with a million objects below it.
+        seen = [info.key for info in itertools.islice(store.list(), 9)]
         raise SourceError(
             f"{store.url}: holds no {prefix}-images-idx3-ubyte and {prefix}-labels-idx1-ubyte (.gz or not), which the "
-            f"{split} split needs; it holds {', '.join(seen[:8]) or 'no files'}{', ...' if len(seen) > 8 else ''}"
+            f"{split} split needs; it holds {', '.join(seen[:8]) or 'nothing'}{', ...' if len(seen) > 8 else ''}"
         )
     images_key, labels_key = pair
     images = _read_idx(store, images_key, dims=3)

@@ -11,6 +11,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,6 +89,7 @@ def _files_of_split(url: str, split: Split) -> tuple[Store, list[ObjectInfo]]:
     if url.endswith(".parquet"):
         parent, _, name = url.rpartition("/")
         store = open_store(parent or ("/" if url.startswith("/") else "."))
+        name = unquote(name) if url.startswith("file://") else name
         infos = [info for info in store.list(name) if info.key == name]
         if not infos:
             raise SourceError(f"{url}: there is no such file")

@@ -63,7 +63,7 @@ def permutation(length: int, seed: int, epoch: int) -> Int64Array:
 
 def images_of(pixels: Pixels) -> torch.Tensor:
     """Turn pixels uint8 [N, H, W, C] into images float32 [N, C, H, W] in [-1, 1]."""
-    # In numpy, which stays on its one thread: torch would share this out and wait for cores that the training step uses.
+    # In numpy, which stays on one thread: torch would share this out and wait for cores that the training step uses.
     images = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
     images /= np.float32(127.5)
     images -= np.float32(1)
