@@ -1,1 +1,55 @@
-"""."""
+"""Shard formats by name: how samples become one object, and back.
+
+To add one: write a module with a class that follows `base.Format`, and add a line here; the contract tests run over the
+table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from genworker.errors import PlanError, UsageError
+
+if TYPE_CHECKING:
+    from genworker.codecs.base import Codec
+    from genworker.formats.base import Format
+    from genworker.schema import ImageSchema
+
+# Dotted paths, because each format knows a library that a command which handles no shard should not import.
+FORMATS = {
+    "parquet": "genworker.formats.parquet.ParquetFormat",
+}
+
+
+def names() -> list[str]:
+    """The names of all formats."""
+    return list(FORMATS)
+
+
+def get(name: str) -> type[Format]:
+    """The class of the format called ``name``; raises UsageError that lists the known names."""
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"format {name!r}: there is no such shard format; known: {', '.join(FORMATS)}{hint}")
+    module, _, attribute = FORMATS[name].rpartition(".")
+    return cast("type[Format]", getattr(importlib.import_module(module), attribute))
+
+
+def make(name: str, schema: ImageSchema, codec: Codec) -> Format:
+    """The format called ``name`` for samples of ``schema``; raises UsageError that lists the known names."""
+    return get(name)(schema, codec)
+
+
+def check_samples_per_shard(name: str, schema: ImageSchema, codec: Codec, samples_per_shard: int) -> None:
+    """Raise PlanError when a shard of that many samples could pass a limit of the format, whatever the pixels are."""
+    limit = make(name, schema, codec).max_samples_per_shard()
+    if samples_per_shard <= limit:
+        return
+    advice = f"use at most {limit}" if limit else "not even one such image surely fits; use smaller images"
+    raise PlanError(
+        f"samples_per_shard {samples_per_shard}: a {name} shard of {schema.height}x{schema.width}x{schema.channels} "
+        f"{codec.name} images could pass 2 GiB, the most that readers can hold in one image column; {advice}"
+    )

@@ -40,6 +40,15 @@ def test_lossless_codec_gives_back_the_same_pixels(name: str, schema: ImageSchem
     np.testing.assert_array_equal(decoded, pixels)
 
 
+@pytest.mark.parametrize("name", LOSSLESS)
+@pytest.mark.parametrize(("height", "width"), [(2000, 1), (1, 2000), (301, 299)])
+def test_noise_fits_whatever_the_shape(name: str, height: int, width: int) -> None:
+    """Pixels that do not compress are encoded at any aspect ratio."""
+    schema = ImageSchema(channels=1, height=height, width=width)
+    codec = codecs.make(name, schema)
+    np.testing.assert_array_equal(codec.decode(codec.encode(noise(schema))), noise(schema))
+
+
 @pytest.mark.parametrize("name", codecs.names())
 def test_decoded_pixels_belong_to_the_caller(name: str) -> None:
     """Decoded pixels can be written to without changing the bytes that they came from."""

@@ -1,0 +1,283 @@
+"""Parquet shards: one row per sample, in columns sample_index, image and (for data with classes) label.
+
+In: `SampleBatch`es and a codec. Out: the bytes of one Parquet file, the same however the batches were cut. With a codec
+whose bytes are image files, the image column is what Hugging Face calls Image: struct<bytes: binary, path: string>;
+else it is plain binary, and the file's metadata says how to read it. It never touches a store.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genworker.errors import DatasetError
+from genworker.schema import SampleBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from genworker.codecs.base import Codec
+    from genworker.schema import ImageSchema, Int64Array
+
+_PREFIX = "genworker."
+_IMAGE_PREFIX = _PREFIX + "image."
+
+# Readers hold a row group in memory and split work by row groups: large ones break viewers, few ones starve workers.
+_ROW_GROUP_BYTES = 64 * 2**20
+_MIN_ROW_GROUPS = 4
+_MIN_ROWS_FOR_SPLIT = 4 * 64
+
+# Arrow's binary arrays have 32-bit offsets, and `pyarrow.parquet.read_table` cannot split one inside a struct.
+_MAX_IMAGE_BYTES = 2**31 - 1
+
+_DECODE_ROWS = 1024
+
+
+class ParquetFormat:
+    """Follows `base.Format`."""
+
+    name: ClassVar[str] = "parquet"
+    extension: ClassVar[str] = "parquet"
+    library = f"pyarrow {pa.__version__}"
+
+    def __init__(self, schema: ImageSchema, codec: Codec) -> None:
+        self._schema = schema
+        self._codec = codec
+        image = pa.binary()
+        if codec.is_image_file:
+            image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        columns = [("sample_index", pa.int64()), ("image", image)]
+        if schema.num_classes:
+            columns.append(("label", pa.int64()))
+        self._columns = pa.schema(columns)
+
+    def max_samples_per_shard(self) -> int:
+        """How many images fit into 2 GiB, if each takes as many bytes as its pixels and 3%, a byte per row, and 128.
+
+        That is above what PNG can make of pixels that do not compress.
+        """
+        schema = self._schema
+        raw = schema.height * schema.width * schema.channels
+        return _MAX_IMAGE_BYTES // (raw + raw // 32 + schema.height + 128)
+
+    def writer(self, provenance: Mapping[str, str]) -> ParquetShardWriter:
+        """Start a shard."""
+        return ParquetShardWriter(self._schema, self._codec, self._columns.with_metadata(self._metadata(provenance)))
+
+    def reader(self, data: bytes) -> ParquetShardReader:
+        """Open a shard; raises DatasetError when the bytes are not a whole Parquet file with these columns."""
+        return ParquetShardReader(self._codec, self._columns, data)
+
+    def _metadata(self, provenance: Mapping[str, str]) -> dict[str, str]:
+        schema = self._schema
+        image = {"codec": self._codec.name, "dtype": "uint8"}
+        image |= {"height": str(schema.height), "width": str(schema.width), "channels": str(schema.channels)}
+        return (
+            {"huggingface": json.dumps({"info": {"features": self._features()}})}
+            | {_IMAGE_PREFIX + key: value for key, value in sorted(image.items())}
+            | {_PREFIX + key: value for key, value in sorted(provenance.items())}
+        )
+
+    def _features(self) -> dict[str, Any]:
+        # What `datasets` reads to give PIL images and class names instead of bytes and numbers.
+        features: dict[str, Any] = {"sample_index": {"dtype": "int64", "_type": "Value"}}
+        is_file = self._codec.is_image_file
+        features["image"] = {"_type": "Image"} if is_file else {"dtype": "binary", "_type": "Value"}
+        if self._schema.num_classes:
+            names = self._schema.class_names or tuple(str(label) for label in range(self._schema.num_classes))
+            features["label"] = {"names": list(names), "_type": "ClassLabel"}
+        return features
+
+
+class ParquetShardWriter:
+    """Follows `base.ShardWriter`: holds encoded images until `close`, which alone decides where row groups end."""
+
+    def __init__(self, schema: ImageSchema, codec: Codec, columns: pa.Schema) -> None:
+        self._schema = schema
+        self._codec = codec
+        self._columns = columns
+        self._indices: list[Int64Array] = []
+        self._labels: list[Int64Array] = []
+        self._images: list[bytes] = []
+        self._closed = False
+
+    def write(self, batch: SampleBatch) -> None:
+        """Encode and append samples.
+
+        Raises:
+            ValueError: pixels of another shape, labels missing, not wanted, or outside [0, num_classes).
+        """
+        num_classes = self._schema.num_classes
+        if (batch.labels is not None) != bool(num_classes):
+            raise ValueError(
+                f"labels are {'missing' if num_classes else 'given'}; the schema has {num_classes} classes"
+            )
+        if batch.labels is not None and len(batch) and not 0 <= batch.labels.min() <= batch.labels.max() < num_classes:
+            raise ValueError(
+                f"labels span {batch.labels.min()}..{batch.labels.max()}; the schema has {num_classes} classes"
+            )
+        self._images.extend(self._codec.encode(pixels) for pixels in batch.pixels)
+        self._indices.append(batch.sample_index)
+        if batch.labels is not None:
+            self._labels.append(batch.labels)
+
+    def close(self) -> bytes:
+        """Return the Parquet file; raises ValueError when nothing was written."""
+        if self._closed or not self._images:
+            raise ValueError("the shard was closed before" if self._closed else "a shard holds at least one sample")
+        self._closed = True
+        indices = np.concatenate(self._indices)
+        labels = np.concatenate(self._labels) if self._labels else None
+        sink = io.BytesIO()
+        is_file = self._codec.is_image_file
+        with pq.ParquetWriter(
+            sink,
+            self._columns,
+            # Encoded images neither compress nor repeat, and bounds of their bytes help nobody.
+            compression={
+                "sample_index": "zstd",
+                "label": "zstd",
+                **({"image.bytes": "none", "image.path": "zstd"} if is_file else {"image": "none"}),
+            },
+            use_dictionary=["label"],
+            write_statistics=["sample_index", "label"],
+            write_page_index=True,
+            write_page_checksum=True,
+            # Pages end where the content says so: stores that deduplicate see equal parts of two versions as equal.
+            use_content_defined_chunking=True,
+        ) as writer:
+            start = 0
+            for stop in row_group_ends([len(image) for image in self._images]):
+                writer.write_table(self._table(indices, labels, start, stop), row_group_size=stop - start)
+                # Written images are dropped at once: a shard is in memory about once, not twice.
+                self._images[start:stop] = [b""] * (stop - start)
+                start = stop
+        self._images.clear()
+        return sink.getvalue()
+
+    def _table(self, indices: Int64Array, labels: Int64Array | None, start: int, stop: int) -> pa.Table:
+        images = pa.array(self._images[start:stop], pa.binary())
+        if self._codec.is_image_file:
+            paths = [f"{index:012d}.{self._codec.extension}" for index in indices[start:stop]]
+            images = pa.StructArray.from_arrays([images, pa.array(paths, pa.string())], names=["bytes", "path"])
+        columns = [pa.array(indices[start:stop], pa.int64()), images]
+        if labels is not None:
+            columns.append(pa.array(labels[start:stop], pa.int64()))
+        return pa.Table.from_arrays(columns, schema=self._columns)
+
+
+def row_group_ends(sizes: list[int]) -> list[int]:
+    """Where row groups end, as rising row numbers, for images of ``sizes`` bytes.
+
+    As many groups of about equal bytes as keep each near 64 MiB or below, and four at least from 256 rows on.
+    """
+    total = np.cumsum(sizes)
+    groups = max(-(-int(total[-1]) // _ROW_GROUP_BYTES), _MIN_ROW_GROUPS if len(sizes) >= _MIN_ROWS_FOR_SPLIT else 1)
+    targets = [int(total[-1]) * group // groups for group in range(1, groups)]
+    ends = {int(end) + 1 for end in np.searchsorted(total, targets)}
+    return sorted(ends | {len(sizes)})
+
+
+class ParquetShardReader:
+    """Follows `base.ShardReader`; keeps the row group that `read_row` touched last, still encoded."""
+
+    def __init__(self, codec: Codec, columns: pa.Schema, data: bytes) -> None:
+        self._codec = codec
+        with _as_dataset_error("cannot be opened"):
+            self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+            seen = self._file.schema_arrow
+            self._metadata = {key.decode(): value.decode() for key, value in (seen.metadata or {}).items()}
+        if not seen.equals(columns, check_metadata=False):
+            raise DatasetError(f"Parquet shard: columns are {_one_line(seen)}, expected {_one_line(columns)}")
+        footer = self._file.metadata
+        promised = self.provenance.get("num_samples")
+        if promised is not None and promised != str(footer.num_rows):
+            raise DatasetError(f"Parquet shard: it has {footer.num_rows} rows and says that it has {promised}")
+        self._ends = np.cumsum([footer.row_group(group).num_rows for group in range(footer.num_row_groups)])
+        self._group: tuple[int, pa.RecordBatch] | None = None
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """What `ParquetFormat.writer` was given."""
+        return {
+            key.removeprefix(_PREFIX): value
+            for key, value in self._metadata.items()
+            if key.startswith(_PREFIX) and not key.startswith(_IMAGE_PREFIX)
+        }
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def sample_indices(self) -> Int64Array:
+        """All sample indices in stored order, int64 [N]."""
+        return self._integers("sample_index")
+
+    def labels(self) -> Int64Array | None:
+        """All labels in stored order, int64 [N], without decoding an image; None for unlabelled data."""
+        return self._integers("label") if "label" in self._file.schema_arrow.names else None
+
+    def batches(self) -> Iterator[SampleBatch]:
+        """Decode and yield all samples in stored order; raises DatasetError for a damaged page or image."""
+        with _as_dataset_error("cannot be read"):
+            records = self._file.iter_batches(batch_size=_DECODE_ROWS, use_threads=False)
+        while True:
+            with _as_dataset_error("cannot be read"):
+                record = next(records, None)
+            if record is None:
+                return
+            yield self._decode(record)
+
+    def read_row(self, row: int) -> SampleBatch:
+        """Decode the one sample at position ``row``; raises IndexError outside [0, N)."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row}: the shard has {len(self)}")
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        if self._group is None or self._group[0] != group:
+            with _as_dataset_error("cannot be read"):
+                table = self._file.read_row_group(group, use_threads=False)
+                self._group = group, table.combine_chunks().to_batches()[0]
+        first = int(self._ends[group - 1]) if group else 0
+        return self._decode(self._group[1].slice(row - first, 1))
+
+    def _integers(self, name: str) -> Int64Array:
+        with _as_dataset_error("cannot be read"):
+            column = self._file.read([name], use_threads=False).column(name)
+        return _to_int64(column.combine_chunks(), name)
+
+    def _decode(self, record: pa.RecordBatch) -> SampleBatch:
+        images = record.column("image")
+        if self._codec.is_image_file:
+            images = images.field("bytes")
+        encoded = images.to_pylist()
+        if None in encoded:
+            raise DatasetError("Parquet shard: an image is null")
+        return SampleBatch(
+            sample_index=_to_int64(record.column("sample_index"), "sample_index"),
+            pixels=np.stack([self._codec.decode(data) for data in encoded]),
+            labels=_to_int64(record.column("label"), "label") if "label" in record.schema.names else None,
+        )
+
+
+def _to_int64(column: pa.Array, name: str) -> Int64Array:
+    if column.null_count:
+        raise DatasetError(f"Parquet shard: column {name} has {column.null_count} nulls")
+    # A copy, because Arrow's memory is read-only and goes away with the file.
+    return np.array(column, dtype=np.int64)
+
+
+def _one_line(columns: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in columns)
+
+
+@contextmanager
+def _as_dataset_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as err:
+        raise DatasetError(f"Parquet shard: {what}: {err}; the shard is damaged or no Parquet file") from err
