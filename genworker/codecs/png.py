@@ -59,10 +59,8 @@ class PngCodec:
         """Return the bytes of a PNG file."""
         check_pixels(pixels, self._shape)
         pixels = np.ascontiguousarray(pixels)
-        data: bytes = imagecodecs.png_encode(
-            pixels, level=_LEVEL, strategy=_STRATEGY, filter=_FILTER, out=self._max_bytes
-        )
-        return data
+        data = imagecodecs.png_encode(pixels, level=_LEVEL, strategy=_STRATEGY, filter=_FILTER, out=self._max_bytes)
+        return bytes(data)
 
     def decode(self, data: bytes) -> Pixels:
         """Return uint8 [H, W, C].

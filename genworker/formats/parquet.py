@@ -164,7 +164,7 @@ class ParquetShardWriter:
     def _table(self, indices: Int64Array, labels: Int64Array | None, start: int, stop: int) -> pa.Table:
         images = pa.array(self._images[start:stop], pa.binary())
         if self._codec.is_image_file:
-            paths = [f"{index:012d}.{self._codec.extension}" for index in indices[start:stop]]
+            paths = [f"{index:012d}.{self._codec.extension}" for index in indices[start:stop].tolist()]
             images = pa.StructArray.from_arrays([images, pa.array(paths, pa.string())], names=["bytes", "path"])
         columns = [pa.array(indices[start:stop], pa.int64()), images]
         if labels is not None:
