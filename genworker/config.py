@@ -91,7 +91,9 @@ def load_spec(cls: type[SpecT], path_or_preset: str, overrides: Sequence[str], f
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as err:
         raise UsageError(f"spec {path}: cannot be read as YAML: {err}") from err
     if not isinstance(values, dict):
-        raise UsageError(f"spec {path}: holds a {type(values).__name__} at the top; a spec is a mapping of keys to values")
+        raise UsageError(
+            f"spec {path}: holds a {type(values).__name__} at the top; a spec is a mapping of keys to values"
+        )
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
@@ -141,7 +143,9 @@ def _known_keys(cls: type[BaseModel], path: Sequence[str]) -> set[str]:
         if fields:
             models = [model for field in fields for model in _models_in(field)]
         else:
-            models = [m for m in models if "name" in m.model_fields and m.model_fields["name"].default == step] or models
+            models = [
+                m for m in models if "name" in m.model_fields and m.model_fields["name"].default == step
+            ] or models
     return {key for model in models for key in model.model_fields}
 
 

@@ -16,8 +16,6 @@ from pydantic import Field, model_validator
 from genworker.config import Spec, digest_of
 from genworker.schema import ImageSchema
 
-PLAN_VERSION = 1
-
 CONTROL_PREFIX = ".genworker/"
 PLAN_KEY = CONTROL_PREFIX + "plan.json"
 RECEIPTS_PREFIX = CONTROL_PREFIX + "receipts/"
@@ -37,14 +35,16 @@ class Numerics(Spec):
     device_class: str = Field(description="cpu/AVX512, cuda/NVIDIA H100, ...")
     dtype: Literal["float32", "bfloat16"] = Field(description="type that convolutions compute in")
     memory_format: Literal["contiguous", "channels_last"] = Field(description="layout of image tensors")
-    micro_batch: Annotated[int, Field(ge=1, le=65536)] = Field(description="samples per evaluation, on a fixed global grid")
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = Field(
+        description="samples per evaluation, on a fixed global grid"
+    )
     libraries: dict[str, str] = Field(description="name -> version of what computes and encodes")
 
 
 class Plan(Spec):
     """The complete description of one dataset."""
 
-    version: Literal[1] = PLAN_VERSION
+    version: Literal[1] = 1
     bundle_digest: str
     image_schema: ImageSchema
     seed: Annotated[int, Field(ge=0, lt=2**63)]

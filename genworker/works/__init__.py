@@ -1,1 +1,1 @@
-"""."""
+"""Bulk verbs: what an actor does with a task."""

@@ -1,0 +1,256 @@
+"""The commit protocol: how shards become a dataset exactly once on a store that cannot rename.
+
+    .genworker/plan.json        create-only; a second plan under the same URL is refused
+    .genworker/bundle/...       what the plan's shards are made with
+    data/<shard>                one create-only put each
+    .genworker/receipts/...     batches of receipts, named by their content
+    _manifest.json, _SUCCESS    create-only, last, after every shard was accounted for
+
+Every step may be repeated by anybody at any time: two writers of one plan write equal bytes. What differs is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+
+from pydantic import ValidationError
+
+from genworker import bundle as bundles
+from genworker import codecs, formats
+from genworker.bulk.plan import (
+    BUNDLE_PREFIX,
+    DATA_PREFIX,
+    MANIFEST_KEY,
+    PLAN_KEY,
+    RECEIPTS_PREFIX,
+    SUCCESS_KEY,
+    Plan,
+    Task,
+    differences,
+)
+from genworker.bulk.records import Manifest, Receipt, ReceiptBatch, ShardEntry, Success
+from genworker.bundle import Bundle
+from genworker.config import canonical_json
+from genworker.errors import (
+    BundleError,
+    DatasetError,
+    DeterminismError,
+    ObjectExistsError,
+    ObjectMissingError,
+    PlanError,
+)
+from genworker.formats.base import Format
+from genworker.stores.base import Store
+
+
+def format_of(plan: Plan) -> Format:
+    """The plan's shard format with its codec."""
+    return formats.get(plan.format)(plan.image_schema, codecs.get(plan.codec)(plan.image_schema))
+
+
+def read_plan(store: Store) -> Plan | None:
+    """The plan under a URL, or None. Raises PlanError when it is not a plan that this version reads."""
+    try:
+        text = store.get(PLAN_KEY)
+    except ObjectMissingError:
+        return None
+    try:
+        return Plan.model_validate_json(text)
+    except ValidationError as err:
+        problem = err.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise PlanError(
+            f"{store.url}/{PLAN_KEY}: {key}: {problem['msg']}; it was damaged or written by another version of genworker"
+        ) from err
+
+
+def claim(store: Store, plan: Plan) -> None:
+    """Make ``plan`` the plan of a URL, or find that it already is.
+
+    Raises:
+        PlanError: the URL holds another plan; the message lists the differences.
+    """
+    with contextlib.suppress(ObjectExistsError):
+        store.put(PLAN_KEY, canonical_json(plan.model_dump(mode="json")).encode())
+    # Read back even after a successful put: on a store without conditional puts another plan may have come after it.
+    theirs = read_plan(store)
+    if theirs is None:
+        raise PlanError(f"{store.url}/{PLAN_KEY}: vanished after it was written; something deletes objects here")
+    if theirs.plan_id != plan.plan_id:
+        lines = "\n  ".join(differences(plan, theirs))
+        raise PlanError(
+            f"{store.url} holds the plan of another dataset; write to another URL, or repeat the command that made it. "
+            f"Differences:\n  {lines}"
+        )
+
+
+def store_bundle(store: Store, bundle: Bundle) -> None:
+    """Put the bundle beside its plan, so that a dataset can always be regenerated from itself."""
+    try:
+        present = bundles.load_info(store, BUNDLE_PREFIX).digest == bundle.digest
+    except BundleError:
+        present = False
+    if not present:
+        bundle.save(store, BUNDLE_PREFIX)
+
+
+def commit_shard(store: Store, task: Task, data: bytes, attempt: int) -> Receipt:
+    """Publish one shard's bytes under its key.
+
+    Raises:
+        DeterminismError: the key holds other bytes.
+    """
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        store.put(task.key, data)
+    except ObjectExistsError as err:
+        # A lost reply, a faster attempt, or another driver: equal bytes are success.
+        there = store.head(task.key)
+        if there.sha256 != sha256:
+            raise DeterminismError(
+                f"{store.url}/{task.key}: holds {there.size} bytes with SHA-256 {there.sha256}, attempt {attempt} made "
+                f"{len(data)} bytes with {sha256}; one plan must give one result: find out which machine differs "
+                "(`genworker verify --resample`), or remove the object if it is foreign"
+            ) from err
+    return Receipt(
+        shard_index=task.shard_index,
+        num_samples=task.num_samples,
+        num_bytes=len(data),
+        sha256=sha256,
+        attempt=attempt,
+    )
+
+
+def write_receipts(store: Store, plan: Plan, receipts: Iterable[Receipt]) -> None:
+    """Store a batch of receipts; the same batch is stored once."""
+    batch = ReceiptBatch(plan_id=plan.plan_id, receipts=tuple(sorted(receipts, key=lambda r: r.shard_index)))
+    if not batch.receipts:
+        return
+    text = batch.canonical().encode()
+    first, name = batch.receipts[0].shard_index, hashlib.sha256(text).hexdigest()[:16]
+    with contextlib.suppress(ObjectExistsError):
+        store.put(f"{RECEIPTS_PREFIX}{first:08d}-{name}.json", text)
+
+
+def committed(store: Store, plan: Plan) -> dict[int, Receipt]:
+    """What was committed so far, by shard index, from storage alone.
+
+    A shard that is stored but named by no receipt (the driver died in between) is opened and checked to be the plan's own.
+
+    Raises:
+        DatasetError: data/ holds an object that is no shard of this plan, or one that differs from its receipt.
+    """
+    receipts = read_receipts(store, plan)
+    expected = {plan.shard_key(index): index for index in range(plan.num_shards)}
+    found: dict[int, Receipt] = {}
+    for info in store.list(DATA_PREFIX):
+        index = expected.get(info.key)
+        if index is None:
+            raise DatasetError(
+                f"{store.url}/{info.key}: is no shard of plan {plan.plan_id}; nothing else may lie under {DATA_PREFIX}: "
+                "move it away and run the command again"
+            )
+        receipt = receipts.get(index)
+        if receipt is None:
+            receipt = adopt(store, plan, plan.task(index))
+        elif receipt.num_bytes != info.size:
+            raise DatasetError(
+                f"{store.url}/{info.key}: has {info.size} bytes, its receipt says {receipt.num_bytes}; it was changed after "
+                "it was written: remove it and run the command again"
+            )
+        found[index] = receipt
+    return found
+
+
+def read_receipts(store: Store, plan: Plan) -> Mapping[int, Receipt]:
+    """All receipts of the plan by shard index. Raises DeterminismError when two disagree."""
+    receipts: dict[int, Receipt] = {}
+    for info in store.list(RECEIPTS_PREFIX):
+        try:
+            batch = ReceiptBatch.model_validate_json(store.get(info.key))
+        except ValidationError as err:
+            raise DatasetError(f"{store.url}/{info.key}: is not a batch of receipts: {err.errors()[0]['msg']}") from err
+        if batch.plan_id != plan.plan_id:
+            raise DatasetError(f"{store.url}/{info.key}: belongs to plan {batch.plan_id}, not {plan.plan_id}")
+        for receipt in batch.receipts:
+            other = receipts.setdefault(receipt.shard_index, receipt)
+            if other.sha256 != receipt.sha256:
+                raise DeterminismError(
+                    f"{plan.shard_key(receipt.shard_index)}: attempt {other.attempt} gave SHA-256 {other.sha256}, attempt "
+                    f"{receipt.attempt} gave {receipt.sha256}; one plan must give one result"
+                )
+    return receipts
+
+
+def adopt(store: Store, plan: Plan, task: Task) -> Receipt:
+    """Make the receipt of a stored shard that has none, after checking that it is whole and of this plan."""
+    data = store.get(task.key)
+    provenance = dict(format_of(plan).reader(data).provenance)
+    if provenance != plan.provenance(task):
+        raise DatasetError(
+            f"{store.url}/{task.key}: says that it is {provenance}, expected {plan.provenance(task)}; it was not written by "
+            "this job: remove it and run the command again"
+        )
+    return Receipt(
+        shard_index=task.shard_index,
+        num_samples=task.num_samples,
+        num_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manifest:
+    """Write the manifest and _SUCCESS once every shard has a receipt.
+
+    Raises:
+        DatasetError: shards are missing.
+        DeterminismError: another manifest is there.
+    """
+    missing = [index for index in range(plan.num_shards) if index not in receipts]
+    if missing:
+        raise DatasetError(f"{store.url}: {len(missing)} of {plan.num_shards} shards are missing, first {missing[0]}")
+    shards = tuple(
+        ShardEntry(
+            key=plan.shard_key(index),
+            num_samples=receipts[index].num_samples,
+            num_bytes=receipts[index].num_bytes,
+            sha256=receipts[index].sha256,
+        )
+        for index in range(plan.num_shards)
+    )
+    manifest = Manifest(
+        plan_id=plan.plan_id,
+        plan=plan,
+        num_samples=sum(shard.num_samples for shard in shards),
+        num_bytes=sum(shard.num_bytes for shard in shards),
+        shards=shards,
+    )
+    text = manifest.canonical().encode()
+    _put_equal(store, MANIFEST_KEY, text)
+    success = Success(plan_id=plan.plan_id, manifest_sha256=hashlib.sha256(text).hexdigest())
+    _put_equal(store, SUCCESS_KEY, success.canonical().encode())
+    return manifest
+
+
+def published(store: Store) -> Manifest | None:
+    """The manifest, if the dataset is complete (both the manifest and _SUCCESS are there)."""
+    try:
+        store.head(SUCCESS_KEY)
+        return Manifest.model_validate_json(store.get(MANIFEST_KEY))
+    except ObjectMissingError:
+        return None
+    except (ValidationError, json.JSONDecodeError) as err:
+        raise DatasetError(f"{store.url}/{MANIFEST_KEY}: is damaged: {err}") from err
+
+
+def _put_equal(store: Store, key: str, data: bytes) -> None:
+    try:
+        store.put(key, data)
+    except ObjectExistsError as err:
+        if store.get(key) != data:
+            raise DeterminismError(
+                f"{store.url}/{key}: another one is there already, with other content; one plan must give one result"
+            ) from err

@@ -1,0 +1,164 @@
+"""The driver of a bulk job: claims the plan, runs the pool, publishes.
+
+In: what the user asked for. Out: a published manifest. It holds a bounded window of tasks and a receipt per shard, never an
+image. It may die at any point: the next run of the same request lists what is there and makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from genworker import bundle as bundles
+from genworker import cluster
+from genworker.bulk import commit
+from genworker.bulk.plan import Numerics, Plan, Task
+from genworker.bulk.pool import ShardPool
+from genworker.bulk.records import Manifest, Receipt
+from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
+from genworker.bulk.shard import ShardMaker
+from genworker.device import pick_device
+from genworker.errors import UsageError
+from genworker.schema import ImageSchema
+from genworker.stores import open_store
+from genworker.stores.base import Store
+
+_RECEIPTS_PER_OBJECT = 256
+_SECONDS_PER_OBJECT = 5.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is. ``event`` is a line about something that went wrong and was dealt with, or empty."""
+
+    num_shards: int
+    num_done: int
+    samples_done: int
+    bytes_done: int
+    samples_made: int
+    seconds: float
+    event: str = ""
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a finished job leaves; ``samples_made`` counts this run's part of the dataset."""
+
+    manifest: Manifest
+    samples_made: int
+    seconds: float
+
+
+class ShardActor:
+    """What runs in each Ray actor; a plain class, so that it is tested without Ray."""
+
+    def __init__(self, out: str, *, use_gpu: bool) -> None:
+        self._store = open_store(out)
+        self._device = pick_device(use_gpu=use_gpu)
+        self._maker: ShardMaker | None = None
+
+    def numerics(self, spec: GenerateSpec, schema: ImageSchema) -> Numerics:
+        """The numerics of this actor's kind of machine, for a new plan."""
+        return numerics_for(spec, schema, self._device)
+
+    def make(self, task: Task, attempt: int) -> Receipt:
+        """Make and commit one shard."""
+        if self._maker is None:
+            self._maker = ShardMaker(self._store, self._device)
+        return self._maker.make(task, attempt)
+
+
+def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambda _progress: None) -> JobResult:
+    """Make the dataset that ``spec`` describes, or what is missing of it, and publish it.
+
+    Raises:
+        UsageError, BundleError, PlanError: the request cannot be carried out; nothing was written.
+        ClusterError: the cluster has fewer resources than asked for.
+        JobError, StoreError, DeterminismError: the job stopped; run it again to go on.
+    """
+    if spec.out.startswith("memory://"):
+        raise UsageError(f"out {spec.out}: memory:// lives in one process and actors are others; use a folder or s3://")
+    started = time.monotonic()
+    store = open_store(spec.out)
+    bundle = bundles.load(open_store(spec.bundle))
+    schema = sample_schema(bundle.info)
+    plan = commit.read_plan(store)
+    if plan is not None:
+        check_same(spec, bundle.info, plan)
+        if (manifest := commit.published(store)) is not None:
+            return JobResult(manifest, 0, time.monotonic() - started)
+    else:
+        # Everything but the numerics is checked before an actor starts.
+        make_plan(spec, bundle.info, numerics_for(spec, schema, torch.device("cpu")))
+    with cluster.connect(num_cpus=spec.actors):
+        options = cluster.actor_options(use_gpu=spec.use_gpu)
+        num_actors = cluster.check_actors(spec.actors, options)
+        remote = ray.remote(ShardActor).options(**options)
+        reporter = _Reporter(started, on_progress)
+        pool = ShardPool(
+            lambda: remote.remote(spec.out, use_gpu=spec.use_gpu),
+            num_actors,
+            max_attempts=spec.max_attempts,
+            on_event=reporter.event,
+        )
+        try:
+            if plan is None:
+                plan = make_plan(spec, bundle.info, pool.ask("numerics", spec, schema))
+                commit.claim(store, plan)
+            commit.store_bundle(store, bundle)
+            return _evaluate(plan, store, pool, reporter)
+        finally:
+            pool.close()
+
+
+def _evaluate(plan: Plan, store: Store, pool: ShardPool, reporter: _Reporter) -> JobResult:
+    receipts = commit.committed(store, plan)
+    reporter.begin(plan, receipts)
+    # Shards that are stored but were adopted without a receipt get theirs with the first batch.
+    unwritten = [receipts[index] for index in sorted(receipts.keys() - commit.read_receipts(store, plan).keys())]
+    written_at = time.monotonic()
+    try:
+        for receipt in pool.run(task for task in plan.tasks() if task.shard_index not in receipts):
+            receipts[receipt.shard_index] = receipt
+            unwritten.append(receipt)
+            reporter.made(receipt)
+            if len(unwritten) >= _RECEIPTS_PER_OBJECT or time.monotonic() - written_at > _SECONDS_PER_OBJECT:
+                commit.write_receipts(store, plan, unwritten)
+                unwritten, written_at = [], time.monotonic()
+    finally:
+        commit.write_receipts(store, plan, unwritten)
+    manifest = commit.publish(store, plan, receipts)
+    return JobResult(manifest, reporter.samples_made, time.monotonic() - reporter.started)
+
+
+class _Reporter:
+    """Turns receipts and events into `Progress`."""
+
+    def __init__(self, started: float, on_progress: Callable[[Progress], None]) -> None:
+        self.started = started
+        self.samples_made = 0
+        self._on_progress = on_progress
+        self._shards = self._done = self._samples = self._bytes = 0
+
+    def begin(self, plan: Plan, receipts: Mapping[int, Receipt]) -> None:
+        self._shards, self._done = plan.num_shards, len(receipts)
+        self._samples = sum(receipt.num_samples for receipt in receipts.values())
+        self._bytes = sum(receipt.num_bytes for receipt in receipts.values())
+        self.event("")
+
+    def made(self, receipt: Receipt) -> None:
+        self.samples_made += receipt.num_samples
+        self._done += 1
+        self._samples += receipt.num_samples
+        self._bytes += receipt.num_bytes
+        self.event("")
+
+    def event(self, text: str) -> None:
+        seconds = time.monotonic() - self.started
+        self._on_progress(
+            Progress(self._shards, self._done, self._samples, self._bytes, self.samples_made, seconds, text)
+        )

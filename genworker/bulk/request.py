@@ -1,0 +1,120 @@
+"""From what the user asks to a plan, without Ray: the spec of a bulk job, its checks, and what the plan becomes.
+
+In: flags, a bundle's description, numerics. Out: a `Plan`, or one clear error before anything was written.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from genworker import bundle as bundles
+from genworker.bulk import commit
+from genworker.bulk.plan import Numerics, Plan, differences
+from genworker.bulk.shard import numerics_here
+from genworker.bundle import BundleInfo
+from genworker.codecs import get as get_codec
+from genworker.config import Spec
+from genworker.device import pick_device
+from genworker.errors import PlanError
+from genworker.formats import get as get_format
+from genworker.schema import ImageSchema
+from genworker.stores import open_store
+
+_TARGET_SHARD_BYTES = 64 * 2**20
+_MIN_SHARDS = 16
+
+
+class GenerateSpec(Spec):
+    """What the user asks of a bulk job."""
+
+    bundle: str = Field(description="URL of a bundle")
+    out: str = Field(description="URL of the dataset to make")
+    num_samples: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    samples_per_shard: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="default: by size, at least 16 shards"
+    )
+    labels: str = Field("balanced", description="balanced, uniform, or one class number")
+    split: Literal["train", "test", "validation"] = "train"
+    format: str = "parquet"
+    codec: str = "png"
+    precision: Literal["auto", "float32"] = Field("auto", description="auto takes bfloat16 where the processor has it")
+    actors: Annotated[int, Field(ge=1)] | None = Field(None, description="default: one per GPU, or one per CPU")
+    use_gpu: bool = False
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+
+
+def sample_schema(info: BundleInfo) -> ImageSchema:
+    """The schema of generated samples: unlabelled when the model ignores labels."""
+    schema = info.image_schema
+    return schema if info.family.conditional else schema.model_copy(update={"num_classes": 0, "class_names": ()})
+
+
+def default_samples_per_shard(num_samples: int, schema: ImageSchema) -> int:
+    """Shards of about 64 MiB of raw pixels, but at least 16 of them where there are enough samples; a multiple of 128.
+
+    Depends on the dataset alone, never on the cluster: the plan must be the same wherever the job runs.
+    """
+    by_size = _TARGET_SHARD_BYTES // (schema.channels * schema.height * schema.width)
+    wanted = min(by_size, -(-num_samples // _MIN_SHARDS))
+    return max(128, -(-wanted // 128) * 128)
+
+
+def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
+    """The plan of a request. Raises PlanError or UsageError when it cannot be carried out."""
+    schema = sample_schema(info)
+    codec = get_codec(spec.codec)(schema)
+    per_shard = spec.samples_per_shard or default_samples_per_shard(spec.num_samples, schema)
+    limit = get_format(spec.format)(schema, codec).max_samples_per_shard()
+    if per_shard > limit:
+        raise PlanError(
+            f"samples_per_shard {per_shard}: a {spec.format} shard of {schema.height}x{schema.width}x{schema.channels} "
+            f"{spec.codec} images could pass the format's limit; use at most {limit}"
+        )
+    return Plan.parse(
+        {
+            "bundle_digest": info.digest,
+            "image_schema": schema.model_dump(),
+            "seed": spec.seed,
+            "num_samples": spec.num_samples,
+            "samples_per_shard": per_shard,
+            "labels": spec.labels if schema.num_classes else "balanced",
+            "split": spec.split,
+            "format": spec.format,
+            "codec": spec.codec,
+            "numerics": numerics.model_dump(),
+        },
+        origin="generate",
+    )
+
+
+def dry_run(spec: GenerateSpec) -> Plan:
+    """The plan that `generate` would carry out, with this machine's numerics where the URL holds no plan yet."""
+    info = bundles.load_info(open_store(spec.bundle))
+    existing = commit.read_plan(open_store(spec.out))
+    if existing is not None:
+        return check_same(spec, info, existing)
+    device = pick_device(use_gpu=spec.use_gpu)
+    return make_plan(spec, info, numerics_for(spec, sample_schema(info), device))
+
+
+def numerics_for(spec: GenerateSpec, schema: ImageSchema, device: torch.device) -> Numerics:
+    return numerics_here(device, spec.format, spec.codec, schema, force_float32=spec.precision == "float32")
+
+
+def check_same(spec: GenerateSpec, info: BundleInfo, existing: Plan) -> Plan:
+    """``existing``, if it is what ``spec`` asks for; numerics are taken from it, because they follow the first run."""
+    wanted = make_plan(spec, info, existing.numerics)
+    lines = differences(wanted, existing)
+    if spec.precision == "float32" and existing.numerics.dtype != "float32":
+        lines.append(f"numerics.dtype: 'float32' here, {existing.numerics.dtype!r} there")
+    if lines:
+        listed = "\n  ".join(lines)
+        raise PlanError(
+            f"{spec.out} holds the plan of another dataset; write to another URL, or repeat the command that made it. "
+            f"Differences:\n  {listed}"
+        )
+    return existing

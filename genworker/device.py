@@ -1,0 +1,36 @@
+"""Which processor computes, and what it can do. Knows torch, nothing else."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def pick_device(*, use_gpu: bool) -> torch.device:
+    """The GPU that this process was given, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+
+
+def device_class(device: torch.device) -> str:
+    """The kind of processor as far as it decides bits: ``cuda/NVIDIA H100 80GB HBM3``, ``cpu/AVX512``, ..."""
+    if device.type == "cuda":
+        return f"cuda/{torch.cuda.get_device_name(device)}"
+    bf16 = "+BF16" if has_fast_bfloat16(device) else ""
+    return f"cpu/{torch.backends.cpu.get_cpu_capability()}{bf16}"
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 are faster than in float32 here."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype that ``precision`` means on ``device``."""
+    if precision == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -1,0 +1,63 @@
+"""The few collective operations of data-parallel training, exact for uneven shares of a batch.
+
+Networks are plain modules, not wrapped: penalties on gradients of gradients reduce wrongly through
+DistributedDataParallel (pytorch#47562, #63929), and a GAN's two players disturb each other's buffers there
+(pytorch#175024). So each phase ends in one all-reduce of one flat buffer, as in StyleGAN3 and R3GAN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """This worker's place among those that share every global batch.
+
+    Attributes:
+        rank: in [0, world_size).
+        world_size: 1 means that no process group is needed.
+        share: this worker's part of the global batch, n_local / batch_size; the shares of all workers sum to 1.
+    """
+
+    rank: int
+    world_size: int
+    share: float
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Replace gradients by their sum over all workers and return the flat sum, one vector.
+
+        Losses are means over the local batch, so each worker scales its loss by its `share` before the backward pass; the
+        sum is then the gradient of the mean over the global batch. A parameter without a gradient counts as zero.
+        """
+        parameters = list(parameters)
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
+        if self.world_size > 1:
+            dist.all_reduce(flat)
+        offset = 0
+        for parameter in parameters:
+            parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
+            offset += parameter.numel()
+        return flat
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over the global batch of a mean over each worker's part, detached."""
+        value = value.detach() * self.share
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def broadcast_flag(self, flag: bool) -> bool:
+        """Rank 0's flag, on every worker."""
+        if self.world_size == 1:
+            return flag
+        tensor = torch.tensor([int(flag)])
+        if dist.get_backend() == "nccl":
+            tensor = tensor.cuda()
+        dist.broadcast(tensor, src=0)
+        return bool(tensor.item())

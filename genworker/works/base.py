@@ -1,0 +1,17 @@
+"""The contract of bulk work: one task in, its samples out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from genworker.bulk.plan import Task
+from genworker.schema import SampleBatch
+
+
+class Work(Protocol):
+    """A pure function from a task to samples, set up once per actor."""
+
+    def run(self, task: Task) -> Iterator[SampleBatch]:
+        """Yield the task's samples in order of sample_index; the same task always gives the same samples."""
+        ...
