@@ -108,5 +108,5 @@ def _read_shipped(config: FashionMnistConfig) -> tuple[Pixels, Int64Array]:
         ParquetConfig(url=str(SHIPPED_FILE), image_size=28, channels=1, limit=config.limit, max_corrupt=0)
     )
     batch = rows.read(np.arange(len(rows), dtype=np.int64))
-    assert batch.labels is not None  # noqa: S101 - the packaged file has labels; this tells the type checker
+    assert batch.labels is not None
     return batch.pixels, batch.labels

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from genworker.sources.base import Source, SourceConfig
+from genworker.stores import open_store
 
 NUM_IMAGES = 12
 
@@ -145,6 +146,25 @@ def test_equal_data_gives_equal_digests(name: str, tmp_path: Path) -> None:
     assert sources.open_source(example(name, there)).digest() == digest
     assert sources.open_source(example(name, other, shift=1)).digest() != digest
     assert sources.open_source(example(name, here, limit=5)).digest() != digest
+
+
+@every_source
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_any_store_gives_the_same_data(name: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A source reads an object store as it reads a folder, S3 over HTTP included."""
+    local = example(name, tmp_path)
+    if kind == "memory":
+        store = open_store(f"memory://{tmp_path.name}/below")
+    else:
+        server = request.getfixturevalue("moto")
+        request.getfixturevalue("point_at")(server)
+        store = open_store(f"s3://{server.new_bucket()}/below")
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            store.put(path.relative_to(tmp_path).as_posix(), path.read_bytes())
+    here, there = sources.open_source(local), sources.open_source(local.model_copy(update={"url": store.url}))
+    assert there.digest() == here.digest()
+    assert np.array_equal(read(there, *range(NUM_IMAGES)).pixels, read(here, *range(NUM_IMAGES)).pixels)
 
 
 @every_source

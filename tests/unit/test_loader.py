@@ -50,7 +50,7 @@ def stream(count: int, **settings: Any) -> list[tuple[int, int]]:
     """The first ``count`` batches as (draw, image index) pairs in order."""
     with Loader(CountingSource(settings.pop("length", 20)), **settings) as loader:
         batches = list(itertools.islice(loader, count))
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for batch in batches:
         assert batch.labels is not None
         pairs += zip(batch.draws.tolist(), batch.labels.tolist(), strict=True)

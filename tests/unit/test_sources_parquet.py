@@ -1,0 +1,253 @@
+"""Encoded images in Parquet are read row by row, whatever wrote them, and fetched no more than needed."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from genworker.errors import SourceError
+from genworker.sources.parquet import ParquetConfig, ParquetSource
+from genworker.sources.parquet_files import RangeFile
+from genworker.stores import open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, columns: dict[str, Any], *, class_names: list[str] | None = None, **options: Any) -> Path:
+    table = pa.table(columns)
+    if class_names is not None:
+        features = {"label": {"names": class_names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **options)
+    return path
+
+
+def rows(*numbers: int) -> dict[str, Any]:
+    """Hugging Face's layout: the pixel value is the number, the label its last digit."""
+    return {"image": [{"bytes": png(n), "path": None} for n in numbers], "label": [n % 10 for n in numbers]}
+
+
+def source(url: Path, **more: Any) -> ParquetSource:
+    return ParquetSource(ParquetConfig(url=str(url), **{"image_size": 8, "channels": 1, **more}))
+
+
+def values(source_: ParquetSource, *indices: int) -> list[int]:
+    batch = source_.read(np.array(indices or range(len(source_)), np.int64))
+    return [int(v) for v in batch.pixels[:, 4, 4, 0]]
+
+
+def labels(source_: ParquetSource) -> list[int] | None:
+    found = source_.read(np.arange(len(source_))).labels
+    return None if found is None else found.tolist()
+
+
+def test_rows_of_all_files_and_row_groups_are_numbered_through(tmp_path: Path) -> None:
+    """Index i is row i of the files in key order, across row groups, an empty file included."""
+    write(tmp_path / "data" / "b.parquet", rows(14, 15, 16, 17), row_group_size=3)
+    write(tmp_path / "data" / "a.parquet", rows(10, 11, 12, 13), row_group_size=2)
+    write(tmp_path / "data" / "ab.parquet", rows(1), row_group_size=2)
+    pq.write_table(pq.read_table(tmp_path / "data" / "ab.parquet").slice(0, 0), tmp_path / "data" / "ab.parquet")
+    found = source(tmp_path)
+    assert values(found) == list(range(10, 18))
+    assert values(found, 7, 0, 4) == [17, 10, 14]
+    assert labels(found) == list(range(8))
+
+
+def test_one_file_can_be_named(tmp_path: Path) -> None:
+    """A URL that ends in .parquet is that file alone."""
+    write(tmp_path / "other.parquet", rows(1))
+    path = write(tmp_path / "one file.parquet", rows(2, 3))
+    assert values(source(path)) == [2, 3]
+    assert values(ParquetSource(ParquetConfig(url=path.as_uri(), image_size=8, channels=1))) == [2, 3]
+    with pytest.raises(SourceError, match=r"absent\.parquet: there is no such file"):
+        source(tmp_path / "absent.parquet")
+
+
+@pytest.mark.parametrize("type_", [pa.binary(), pa.large_binary()])
+def test_plain_bytes_are_images_too(type_: Any, tmp_path: Path) -> None:
+    """An image column may be plain binary, under another usual name, without labels."""
+    found = source(write(tmp_path / "x.parquet", {"img": pa.array([png(5), png(6)], type_), "text": ["a", "b"]}))
+    assert values(found) == [5, 6]
+    assert labels(found) is None
+    assert found.schema.num_classes == 0
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    """Any image and label column will do when it is named, and a wrong name is answered with the right ones."""
+    path = write(
+        tmp_path / "x.parquet", {"photo": [png(5), png(6)], "kind": pa.array([0, 3], pa.uint8()), "label": ["a", "b"]}
+    )
+    found = source(path, image_column="photo", label_column="kind")
+    assert (values(found), labels(found), found.schema.num_classes) == ([5, 6], [0, 3], 4)
+    with pytest.raises(
+        SourceError, match="no column called image or img; set image_column to one of photo, kind, label"
+    ):
+        source(path)
+    with pytest.raises(SourceError, match="label_column 'sort': there is no such column; it has photo, kind, label"):
+        source(path, image_column="photo", label_column="sort")
+    with pytest.raises(SourceError, match="column 'label' is string; labels are class numbers"):
+        source(path, image_column="photo")
+    with pytest.raises(SourceError, match="column 'kind' is uint8; images are read from encoded bytes"):
+        source(path, image_column="kind", label_column="kind")
+
+
+def test_class_names_come_from_hugging_faces_metadata(tmp_path: Path) -> None:
+    """ClassLabel names are the classes, also those that no row has."""
+    found = source(write(tmp_path / "x.parquet", rows(0, 1), class_names=["a", "b", "c"]))
+    assert found.schema.class_names == ("a", "b", "c")
+    assert found.schema.num_classes == 3
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_without_names_the_largest_label_counts(statistics: bool, tmp_path: Path) -> None:
+    """The number of classes is the largest label of all row groups + 1, with and without statistics in the footer."""
+    write(tmp_path / "a.parquet", rows(7, 1, 2, 3), row_group_size=2, write_statistics=statistics)
+    write(tmp_path / "b.parquet", rows(4, 5), write_statistics=statistics)
+    assert source(tmp_path).schema.num_classes == 8
+    assert source(tmp_path, num_classes=10).schema.num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("label", "settings", "message"),
+    [
+        ([0, None], {}, "column label: holds 1 nulls"),
+        ([0, -1], {}, r"column label: holds -1; labels must lie in \[0, num_classes 1\)"),
+        ([0, 5], {"num_classes": 5}, "column label: holds 5"),
+    ],
+)
+def test_labels_outside_are_refused(label: list[int], settings: dict[str, int], message: str, tmp_path: Path) -> None:
+    """A missing, negative or too large label names the file and the value instead of reaching the network."""
+    path = write(tmp_path / "x.parquet", {"image": [png(1), png(2)], "label": label})
+    with pytest.raises(SourceError, match=message):
+        values(source(path, **settings), 0)
+
+
+def test_splits_are_told_by_file_names(tmp_path: Path) -> None:
+    """Files and folders named after splits are told apart as Hugging Face does; other files alone are training data."""
+    write(tmp_path / "data" / "train-00000-of-00001.parquet", rows(1))
+    write(tmp_path / "data" / "test-00000-of-00001.parquet", rows(2))
+    write(tmp_path / "data" / "validation-00000-of-00001.parquet", rows(3))
+    assert values(source(tmp_path)) == [1]
+    assert values(source(tmp_path, split="test")) == [2]
+    plain = write(tmp_path / "plain" / "latest.parquet", rows(4))
+    assert values(source(plain)) == [4]
+    with pytest.raises(SourceError, match="has no split 'test': no file name tells a split"):
+        source(plain, split="test")
+    with pytest.raises(SourceError, match="has no split 'train': its files are of test; set split"):
+        source(tmp_path / "data" / "test-00000-of-00001.parquet")
+
+
+def test_a_genworker_dataset_is_read_by_its_manifest(tmp_path: Path) -> None:
+    """Only the manifest's shards are read, a lost one is named, and without a manifest the dataset is unfinished."""
+    for n in range(3):
+        write(tmp_path / "data" / f"train-{n:05}-of-00002.parquet", rows(n))
+    (tmp_path / ".genworker").mkdir()
+    (tmp_path / ".genworker" / "plan.json").write_text("{}")
+    with pytest.raises(SourceError, match="without a manifest, so it is unfinished"):
+        source(tmp_path)
+    keys = [f"data/train-{n:05}-of-00002.parquet" for n in range(2)]
+    (tmp_path / "_manifest.json").write_text(json.dumps({"shards": [{"key": key} for key in keys]}))
+    assert values(source(tmp_path)) == [0, 1]
+    (tmp_path / keys[1]).unlink()
+    with pytest.raises(SourceError, match=f"1 shards of the manifest are gone, {keys[1]} first"):
+        source(tmp_path)
+    (tmp_path / "_manifest.json").write_text("[]")
+    with pytest.raises(SourceError, match=r"_manifest\.json is no manifest"):
+        source(tmp_path)
+
+
+def test_corrupt_rows_are_replaced_and_named_by_file_and_row(tmp_path: Path) -> None:
+    """A row with broken bytes or none is replaced by the next good one and named so that it can be found."""
+    write(tmp_path / "a.parquet", rows(0, 1))
+    broken = [{"bytes": png(2), "path": None}, {"bytes": None, "path": "x.png"}, {"bytes": b"no", "path": None}, None]
+    write(tmp_path / "b.parquet", {"image": broken, "label": [2, 3, 4, 5]}, row_group_size=1)
+    found = source(tmp_path)
+    assert values(found) == [0, 1, 2, 0, 0, 0]
+    assert found.corrupt == ["b.parquet row 1", "b.parquet row 2", "b.parquet row 3"]
+    with pytest.raises(SourceError, match=r"b\.parquet row 1; the last one holds no bytes \(null, or only a path\)"):
+        values(source(tmp_path, max_corrupt=0))
+
+
+def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
+    """All files must have the columns of the first."""
+    write(tmp_path / "a.parquet", rows(1))
+    write(tmp_path / "b.parquet", {"image": [png(1)]})
+    with pytest.raises(SourceError, match=r"b\.parquet: has no column 'label', which the first file has"):
+        source(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200])
+def test_a_file_cut_short_is_named(keep: int, tmp_path: Path) -> None:
+    """A half-written Parquet file is refused when it is opened, with its name and size."""
+    path = write(tmp_path / "x.parquet", rows(*range(20)))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(SourceError, match=rf"x\.parquet \({keep} bytes\) is no whole Parquet file"):
+        source(tmp_path)
+
+
+def test_a_file_damaged_inside_is_named(tmp_path: Path) -> None:
+    """Damage behind a good footer shows up when the row group is read, as an error that names file and row group."""
+    path = write(tmp_path / "x.parquet", rows(*range(50)), compression="zstd", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"x\.parquet: row group 0 cannot be read"):
+        values(source(tmp_path), 0)
+
+
+def test_no_rows_is_an_error(tmp_path: Path) -> None:
+    """A dataset of zero rows cannot be trained on."""
+    path = write(tmp_path / "x.parquet", rows(1))
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(SourceError, match="1 Parquet files hold no rows"):
+        source(tmp_path)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_the_size_of_the_cache_changes_no_image(cache_bytes: int, tmp_path: Path) -> None:
+    """Row groups that were dropped from the cache are fetched again."""
+    write(tmp_path / "x.parquet", rows(*range(20)), row_group_size=3)
+    found = source(tmp_path, cache_bytes=cache_bytes)
+    order = np.random.default_rng(0).permutation(20).tolist()
+    assert values(found, *order) == order
+    assert len(found._cache) == (1 if cache_bytes == 0 else 7)
+
+
+def test_only_the_wanted_bytes_are_fetched(tmp_path: Path) -> None:
+    """Reading one image of a remote file fetches its footer and its row group, not the file."""
+    store = open_store("memory://only-the-wanted-bytes")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 64)).astype(np.uint8)
+    images = []
+    for pixels in noise:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        images.append(buffer.getvalue())
+    path = write(tmp_path / "x.parquet", {"image": images}, row_group_size=4, compression="none", use_dictionary=False)
+    info = store.put("x.parquet", path.read_bytes())
+
+    class CountingFile(RangeFile):
+        fetched = 0
+
+        def read(self, size: int = -1) -> bytes:
+            data = super().read(size)
+            CountingFile.fetched += len(data)
+            return data
+
+    with pq.ParquetFile(CountingFile(store, info), pre_buffer=True) as file:
+        file.read_row_group(3, columns=["image"])
+    assert len(b"".join(images[12:16])) < CountingFile.fetched < info.size / 2
