@@ -1,0 +1,145 @@
+"""Real S3 servers for tests: each starts as a process on a free loopback port and is stopped by its process id.
+
+`moto_server` honours conditional puts and accepts any credentials; `rclone_server` checks credentials and ignores the
+condition. Both yield an `S3Server`, whose `environment` is all that a client needs. Nothing here patches anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mypy_boto3_s3 import S3Client
+
+START_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server: its address and the only credentials that it is told about."""
+
+    name: str
+    endpoint: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    process: subprocess.Popen[bytes] = field(repr=False)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The standard variables that point any S3 client at this server."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "3",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    @functools.cached_property
+    def client(self) -> S3Client:
+        """A plain boto3 client, for what tests do behind the store's back."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}),
+        )
+
+    def new_bucket(self) -> str:
+        """Create a bucket of a fresh name and return the name."""
+        bucket = f"test-{secrets.token_hex(6)}"
+        self.client.create_bucket(Bucket=bucket)
+        return bucket
+
+
+@contextlib.contextmanager
+def moto_server(folder: Path) -> Iterator[S3Server]:
+    """A server that honours ``If-None-Match`` on PUT; it keeps objects in memory and its log in ``folder``."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with _running("moto", command, {}, port, folder) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def rclone_server(folder: Path) -> Iterator[S3Server]:
+    """A server that rejects unknown credentials and silently ignores ``If-None-Match``; objects lie in ``folder``."""
+    port = free_port()
+    data = folder / "buckets"
+    data.mkdir(parents=True)
+    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    assert program is not None, "rclone is missing; install the dev extra: pip install -e '.[dev]'"
+    command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--config", os.devnull, str(data)]
+    with _running("rclone", command, {"auth": "RCLONE_AUTH_KEY"}, port, folder) as server:
+        yield server
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def _running(name: str, command: Sequence[str], options: dict[str, str], port: int, folder: Path) -> Iterator[S3Server]:
+    folder.mkdir(parents=True, exist_ok=True)
+    access_key, secret_key = f"test{secrets.token_hex(6)}", secrets.token_hex(16)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    if "auth" in options:
+        # The variable holds a list in CSV, so the pair is quoted to stay one item.
+        environment[options["auth"]] = f'"{access_key},{secret_key}"'
+    log_path = folder / f"{name}.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
+    try:
+        _wait_until_open(port, process, log_path)
+        yield S3Server(name, f"http://127.0.0.1:{port}", access_key, secret_key, process)
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End one process that was started here and wait for it."""
+    process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(timeout=5)
+
+
+def _wait_until_open(port: int, process: subprocess.Popen[bytes], log_path: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    log = log_path.read_text(encoding="utf-8", errors="replace")[-2000:]
+    raise RuntimeError(f"{process.args!r} does not answer on port {port}; its log ends:\n{log}")
