@@ -177,6 +177,10 @@ def choose_columns(url: str, schema: Any, config: ParquetConfig) -> tuple[str, s
 
 
 def _check_types(where: str, schema: Any, image: str, label: str | None) -> None:
+    if (schema.metadata or {}).get(b"genworker.image.codec") == b"raw":
+        raise SourceError(
+            f"{where}: holds raw pixels, not image files; generate the dataset with codec png to train on it"
+        )
     absent = [name for name in (image, label) if name is not None and name not in schema.names]
     if absent:
         raise SourceError(

@@ -60,6 +60,17 @@ def test_shrinking_averages() -> None:
     assert np.abs(pixels.astype(int) - 127).max() <= 2
 
 
+@pytest.mark.parametrize("side", [40, 100, 250, 1000])
+def test_decoding_jpeg_at_a_fraction_loses_nothing_visible(side: int) -> None:
+    """A JPEG comes out as the same picture does that was decoded at full size first."""
+    rows, columns = np.mgrid[:side, :side] / side
+    waves = (127 + 120 * np.sin(40 * rows) * np.cos(40 * columns)).astype(np.uint8)
+    jpeg = encode(Image.fromarray(waves), "JPEG", quality=95)
+    full = encode(Image.open(io.BytesIO(jpeg)))
+    direct, detour = (decode_image(data, size=32, channels=1).astype(int) for data in (jpeg, full))
+    assert np.abs(direct - detour).max() <= 6
+
+
 def test_exif_orientation_is_applied() -> None:
     """A photo that a phone stored lying on its side comes out upright."""
     top_half_red = Image.new("RGB", (32, 32), BLUE)

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from genworker import codecs, formats
 from genworker.errors import SourceError
+from genworker.schema import ImageSchema, SampleBatch
 from genworker.sources.parquet import ParquetConfig, ParquetSource
 from genworker.sources.parquet_files import RangeFile
 from genworker.stores import open_store
@@ -168,6 +170,33 @@ def test_a_genworker_dataset_is_read_by_its_manifest(tmp_path: Path) -> None:
         source(tmp_path)
     (tmp_path / "_manifest.json").write_text("[]")
     with pytest.raises(SourceError, match=r"_manifest\.json is no manifest"):
+        source(tmp_path)
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_a_shard_that_genworker_wrote_is_read_without_loss(num_classes: int, tmp_path: Path) -> None:
+    """What the parquet format and the png codec write comes back pixel by pixel."""
+    schema = ImageSchema(channels=3, height=8, width=8, num_classes=num_classes)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
+    written = SampleBatch(np.arange(5), pixels, np.arange(5) % 3 if num_classes else None)
+    writer = formats.get("parquet")(schema, codecs.make("png", schema)).writer({})
+    writer.write(written)
+    (tmp_path / "train-0.parquet").write_bytes(writer.close())
+    found = source(tmp_path, channels=3)
+    assert np.array_equal(found.read(np.arange(5)).pixels, pixels)
+    assert labels(found) == (None if written.labels is None else written.labels.tolist())
+    assert found.schema.num_classes == num_classes
+
+
+def test_raw_pixels_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    """A genworker dataset of raw pixels is refused at once instead of being called corrupt, image by image."""
+    schema = ImageSchema(channels=1, height=8, width=8)
+    writer = formats.get("parquet")(schema, codecs.make("raw", schema)).writer({})
+    writer.write(SampleBatch(np.arange(2), np.zeros((2, 8, 8, 1), np.uint8), None))
+    (tmp_path / "train-0.parquet").write_bytes(writer.close())
+    with pytest.raises(
+        SourceError, match=r"train-0\.parquet: holds raw pixels, not image files; generate .* codec png"
+    ):
         source(tmp_path)
 
 
