@@ -1,1 +1,9 @@
-"""."""
+"""Reading finished datasets: samples with their content checked (`open_dataset`), and a full check (`verify`)."""
+
+from __future__ import annotations
+
+from genworker.reading.dataset import Dataset, Sample, open_dataset
+from genworker.reading.manifest import Fault, read_manifest
+from genworker.reading.verify import verify
+
+__all__ = ["Dataset", "Fault", "Sample", "open_dataset", "read_manifest", "verify"]

@@ -1,0 +1,157 @@
+"""A finished dataset as Python objects: samples in order, in batches, or by index.
+
+In: the URL of a dataset. Out: `Sample`s and `SampleBatch`es whose shards were compared with the manifest. It never
+writes, and never shows a dataset that is not finished.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from genworker.reading.manifest import read_manifest
+from genworker.reading.shard import format_of, naming, open_shard
+from genworker.stores import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from genworker.bulk.plan import Plan
+    from genworker.bulk.records import Manifest
+    from genworker.formats.base import ShardReader
+    from genworker.schema import ImageSchema, Pixels, SampleBatch
+    from genworker.stores.base import Store
+
+# Random access jumps between neighbours and a few hot shards; each open one is held in memory as it is stored.
+_MAX_OPEN_SHARDS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One sample.
+
+    Attributes:
+        index: its position in the dataset.
+        pixels: uint8 [H, W, C].
+        label: in [0, num_classes), or None for unlabelled data.
+    """
+
+    index: int
+    pixels: Pixels
+    label: int | None
+
+
+class Dataset:
+    """A finished dataset; made by `open_dataset`. It can be pickled, for the workers of a torch DataLoader."""
+
+    def __init__(self, store: Store, manifest: Manifest, *, verify: bool) -> None:
+        self.url = store.url
+        self.manifest = manifest
+        self._store = store
+        self._verify = verify
+        self._format = format_of(manifest.plan)
+        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+
+    @property
+    def plan(self) -> Plan:
+        """What the dataset was made by."""
+        return self.manifest.plan
+
+    @property
+    def schema(self) -> ImageSchema:
+        """The shape of every image, and the classes."""
+        return self.manifest.plan.image_schema
+
+    def __repr__(self) -> str:
+        return (
+            f"<Dataset {self.url}: {len(self)} samples, {self.schema.describe()}, {len(self.manifest.shards)} shards>"
+        )
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield all samples in order; raises DatasetError as `batches` does."""
+        for batch in self.batches():
+            for position in range(len(batch)):
+                yield _sample(batch, position)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample; negative indices count from the end.
+
+        The first sample of a shard costs the transfer of the shard; the last few shards stay open.
+
+        Raises:
+            IndexError: outside [-len, len).
+            DatasetError: its shard is missing, damaged, or differs from the manifest.
+        """
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {index}: the dataset has {len(self)}")
+        shard_index = self.plan.shard_of(position)
+        task = self.plan.task(shard_index)
+        reader = self._reader(shard_index)
+        with naming(self._store, task.key):
+            return _sample(reader.read_row(position - task.first_index), 0)
+
+    def batches(self, shards: Iterable[int] | None = None) -> Iterator[SampleBatch]:
+        """Yield samples in order, in batches of whatever size the shards' format gives.
+
+        Args:
+            shards: indices of the shards to read, in that order; all by default. For readers that share the work.
+
+        Raises:
+            DatasetError: a shard is missing, damaged, or differs from the manifest.
+        """
+        for shard_index in range(len(self.manifest.shards)) if shards is None else shards:
+            # Not kept open: a pass over everything would only push out what random access has open.
+            reader = self._open[shard_index] if shard_index in self._open else self._open_shard(shard_index)
+            batches = iter(reader.batches())
+            while True:
+                # Not around the yield: what the caller raises there is none of the shard's doing.
+                with naming(self._store, self.manifest.shards[shard_index].key):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                yield batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    def _reader(self, shard_index: int) -> ShardReader:
+        if shard_index in self._open:
+            self._open.move_to_end(shard_index)
+            return self._open[shard_index]
+        reader = self._open_shard(shard_index)
+        self._open[shard_index] = reader
+        if len(self._open) > _MAX_OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return reader
+
+    def _open_shard(self, shard_index: int) -> ShardReader:
+        return open_shard(self._store, self.manifest, shard_index, self._format, verify=self._verify)
+
+
+def open_dataset(url: str, *, verify: bool = True) -> Dataset:
+    """Open a finished dataset.
+
+    Args:
+        url: where `genworker generate` wrote it.
+        verify: compare each shard's SHA-256 with the manifest whenever the shard is fetched.
+
+    Raises:
+        DatasetError: there is none, it is unfinished, or its manifest is damaged.
+        StoreError: the store failed.
+        UsageError: the URL is of no known scheme.
+    """
+    store = open_store(url)
+    return Dataset(store, read_manifest(store), verify=verify)
+
+
+def _sample(batch: SampleBatch, position: int) -> Sample:
+    return Sample(
+        index=int(batch.sample_index[position]),
+        pixels=batch.pixels[position],
+        label=None if batch.labels is None else int(batch.labels[position]),
+    )

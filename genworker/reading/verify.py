@@ -1,0 +1,143 @@
+"""A full check of a dataset: every object that should be there is, holds what it should, and nothing else is there.
+
+In: the URL of a dataset. Out: a list of `Fault`s, one line each, empty for a sound dataset. It reads everything, decodes
+every image, and changes nothing. Whether the generator would make the same samples again is another check.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genworker.bulk.plan import DATA_PREFIX, PLAN_KEY, Plan, differences
+from genworker.errors import DatasetError, ObjectMissingError
+from genworker.reading.manifest import Fault, examine, parse
+from genworker.reading.shard import format_of
+from genworker.stores import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from genworker.bulk.plan import Task
+    from genworker.bulk.records import Manifest
+    from genworker.formats.base import Format
+    from genworker.stores.base import Store
+
+# Each thread holds one shard; decoding leaves Python's lock.
+_NUM_THREADS = min(8, os.cpu_count() or 1)
+
+
+def verify(url: str, *, on_shard: Callable[[int, int], None] = lambda _done, _total: None) -> list[Fault]:
+    """Check a dataset from its manifest to its last pixel.
+
+    Args:
+        url: of the dataset.
+        on_shard: called with (shards done, shards in all) after each shard.
+
+    Returns:
+        Faults of control objects, then of shards in order, then foreign objects below data/. A shard has one fault at
+        most: the first thing that is wrong with it. Without a manifest to go by, only that is a fault.
+
+    Raises:
+        StoreError: the store failed; nothing is known of the dataset.
+        UsageError: the URL is of no known scheme.
+    """
+    store = open_store(url)
+    manifest, faults = examine(store)
+    if manifest is None:
+        return faults
+    faults += _plan_faults(store, manifest.plan)
+    check = _ShardCheck(store, manifest)
+    total = len(manifest.shards)
+    tasks = manifest.plan.tasks()
+    done = 0
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        # In windows, so that a million shards are not a million pending calls.
+        while window := list(islice(tasks, 4 * _NUM_THREADS)):
+            for fault in pool.map(check, window):
+                faults += [fault] if fault else []
+                done += 1
+                on_shard(done, total)
+    expected = {entry.key for entry in manifest.shards}
+    faults += [
+        Fault(info.key, f"foreign object of {info.size} bytes; only the manifest's shards may lie below {DATA_PREFIX}")
+        for info in store.list(DATA_PREFIX)
+        if info.key not in expected
+    ]
+    return faults
+
+
+def _plan_faults(store: Store, plan: Plan) -> list[Fault]:
+    try:
+        stored = parse(Plan, PLAN_KEY, store.get(PLAN_KEY))
+    except ObjectMissingError:
+        return [Fault(PLAN_KEY, "is missing")]
+    if isinstance(stored, Fault):
+        return [stored]
+    if stored.plan_id != plan.plan_id:
+        lines = [line.replace(" here, ", " in the manifest, ") for line in differences(plan, stored)]
+        return [Fault(PLAN_KEY, f"differs from the plan in the manifest: {'; '.join(lines)}")]
+    return []
+
+
+class _ShardCheck:
+    """The check of one shard; safe to call from several threads."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._format: Format = format_of(manifest.plan)
+        # Digests tell a shard that lies under another's key from one that was damaged.
+        self._key_of = {entry.sha256: entry.key for entry in manifest.shards}
+
+    def __call__(self, task: Task) -> Fault | None:
+        """The first fault of a shard, or None."""
+        entry = self._manifest.shards[task.shard_index]
+        try:
+            data = self._store.get(entry.key)
+        except ObjectMissingError:
+            return Fault(entry.key, "is missing, the manifest names it")
+        seen = hashlib.sha256(data).hexdigest()
+        if seen != entry.sha256:
+            if seen in self._key_of:
+                return Fault(
+                    entry.key, f"holds the bytes of {self._key_of[seen]}; the two were swapped or one was copied"
+                )
+            if len(data) != entry.num_bytes:
+                change = "cut short" if len(data) < entry.num_bytes else "longer"
+                return Fault(entry.key, f"is {change}: {len(data)} bytes, the manifest says {entry.num_bytes}")
+            return Fault(entry.key, f"was changed: SHA-256 {seen}, the manifest says {entry.sha256}")
+        if len(data) != entry.num_bytes:
+            return Fault(entry.key, f"has {len(data)} bytes, the manifest says {entry.num_bytes}")
+        try:
+            problem = self._content_problem(task, data)
+        except DatasetError as err:
+            problem = str(err)
+        return Fault(entry.key, problem) if problem else None
+
+    def _content_problem(self, task: Task, data: bytes) -> str | None:
+        # Reached with the right bytes only, so what is wrong here was wrong when the shard was written.
+        plan = self._manifest.plan
+        reader = self._format.reader(data)
+        seen, expected = dict(reader.provenance), plan.provenance(task)
+        for key in sorted(seen.keys() | expected.keys()):
+            if seen.get(key) != expected.get(key):
+                return f"says {key} {seen.get(key)!r}, the plan says {expected.get(key)!r}"
+        indices = reader.sample_indices()
+        if len(indices) != task.num_samples:
+            return f"has {len(indices)} rows, the plan says {task.num_samples}"
+        wrong = np.flatnonzero(indices != np.arange(task.first_index, task.first_index + task.num_samples))
+        if len(wrong):
+            row = int(wrong[0])
+            return f"row {row} has sample_index {indices[row]}, expected {task.first_index + row}"
+        num_classes = plan.image_schema.num_classes
+        for batch in reader.batches():
+            if batch.labels is not None and not 0 <= batch.labels.min() <= batch.labels.max() < num_classes:
+                bad = int(np.flatnonzero((batch.labels < 0) | (batch.labels >= num_classes))[0])
+                return f"sample {batch.sample_index[bad]} has label {batch.labels[bad]}, outside [0, {num_classes})"
+        return None

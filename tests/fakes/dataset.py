@@ -1,0 +1,133 @@
+"""A small published dataset whose pixels and labels are arithmetic of the sample index.
+
+In: a store's URL and a shape. Out: plan, shards, receipts, manifest and _SUCCESS as a finished bulk job leaves them,
+written with the real codec and format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genworker import codecs, formats
+from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY, Numerics, Plan, Task
+from genworker.bulk.records import Manifest, Receipt, ReceiptBatch, ShardEntry, Success
+from genworker.config import canonical_json
+from genworker.schema import ImageSchema, SampleBatch
+from genworker.stores import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from genworker.schema import Int64Array, Pixels
+
+SCHEMA = ImageSchema(channels=3, height=7, width=5, num_classes=3, class_names=("boot", "bag", "coat"))
+
+
+def pixels_of(schema: ImageSchema, indices: Int64Array) -> Pixels:
+    """The pixels of samples, uint8 [N, H, W, C]; different for any two indices below 2**16 (given two columns or more)."""
+    grid = np.indices(schema.pixel_shape).transpose(1, 2, 3, 0) @ np.array([31, 17, 7])
+    low, high = indices % 256, indices // 256
+    pixels = low[:, None, None, None] + grid
+    pixels[:, 0, 0] = low[:, None]
+    pixels[:, -1, -1] = high[:, None]
+    return pixels.astype(np.uint8)
+
+
+def labels_of(schema: ImageSchema, indices: Int64Array) -> Int64Array | None:
+    """The labels of samples, int64 [N], or None for a schema without classes."""
+    return indices * 5 % schema.num_classes if schema.num_classes else None
+
+
+def samples_of(schema: ImageSchema, indices: Int64Array) -> SampleBatch:
+    """Samples by index."""
+    return SampleBatch(indices, pixels_of(schema, indices), labels_of(schema, indices))
+
+
+def make_plan(
+    *,
+    schema: ImageSchema = SCHEMA,
+    num_samples: int = 50,
+    samples_per_shard: int = 15,
+    codec: str = "png",
+    format: str = "parquet",
+    seed: int = 0,
+) -> Plan:
+    """A plan for arithmetic samples."""
+    encoder = codecs.make(codec, schema)
+    return Plan(
+        bundle_digest=hashlib.sha256(b"arithmetic").hexdigest(),
+        image_schema=schema,
+        seed=seed,
+        num_samples=num_samples,
+        samples_per_shard=samples_per_shard,
+        format=format,
+        codec=codec,
+        numerics=Numerics(
+            device_class="cpu/any",
+            dtype="float32",
+            memory_format="contiguous",
+            micro_batch=64,
+            libraries={"codec": encoder.library, "format": formats.make(format, schema, encoder).library},
+        ),
+    )
+
+
+def shard_bytes(plan: Plan, task: Task) -> bytes:
+    """One shard of a plan."""
+    schema = plan.image_schema
+    writer = formats.make(plan.format, schema, codecs.make(plan.codec, schema)).writer(plan.provenance(task))
+    writer.write(samples_of(schema, np.arange(task.first_index, task.first_index + task.num_samples)))
+    return writer.close()
+
+
+def publish(
+    url: str,
+    plan: Plan,
+    *,
+    make_shard: Callable[[Plan, Task], bytes] = shard_bytes,
+    num_receipt_copies: int = 1,
+    finish: bool = True,
+) -> Manifest:
+    """Write a dataset to ``url`` and return its manifest.
+
+    Args:
+        url: of an empty place in a store.
+        plan: what to write.
+        make_shard: gives the bytes of a shard; replace it to publish shards that are wrong.
+        num_receipt_copies: receipt objects per shard, each with the receipt of one attempt.
+        finish: False leaves out the manifest and _SUCCESS, as a job that is still running does.
+    """
+    store = open_store(url)
+    store.put(PLAN_KEY, canonical_json(plan.model_dump(mode="json")).encode())
+    entries = []
+    for task in plan.tasks():
+        data = make_shard(plan, task)
+        sha256 = hashlib.sha256(data).hexdigest()
+        store.put(task.key, data)
+        entries.append(ShardEntry(key=task.key, num_samples=task.num_samples, num_bytes=len(data), sha256=sha256))
+        for attempt in range(num_receipt_copies):
+            receipt = Receipt(
+                shard_index=task.shard_index,
+                num_samples=task.num_samples,
+                num_bytes=len(data),
+                sha256=sha256,
+                attempt=attempt,
+            )
+            batch = ReceiptBatch(plan_id=plan.plan_id, receipts=(receipt,))
+            store.put(f"{RECEIPTS_PREFIX}{task.shard_index:08d}-{attempt}.json", batch.canonical().encode())
+    manifest = Manifest(
+        plan_id=plan.plan_id,
+        plan=plan,
+        num_samples=plan.num_samples,
+        num_bytes=sum(entry.num_bytes for entry in entries),
+        shards=tuple(entries),
+    )
+    if finish:
+        text = manifest.canonical().encode()
+        store.put(MANIFEST_KEY, text)
+        success = Success(plan_id=plan.plan_id, manifest_sha256=hashlib.sha256(text).hexdigest())
+        store.put(SUCCESS_KEY, success.canonical().encode())
+    return manifest
