@@ -30,10 +30,10 @@ def pixels_of(schema: ImageSchema, indices: Int64Array) -> Pixels:
     """The pixels of samples, uint8 [N, H, W, C]; different for any two indices below 2**16 (given two columns or more)."""
     grid = np.indices(schema.pixel_shape).transpose(1, 2, 3, 0) @ np.array([31, 17, 7])
     low, high = indices % 256, indices // 256
-    pixels = low[:, None, None, None] + grid
+    pixels: Pixels = (low[:, None, None, None] + grid).astype(np.uint8)
     pixels[:, 0, 0] = low[:, None]
     pixels[:, -1, -1] = high[:, None]
-    return pixels.astype(np.uint8)
+    return pixels
 
 
 def labels_of(schema: ImageSchema, indices: Int64Array) -> Int64Array | None:
