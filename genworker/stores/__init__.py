@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STORES", "ObjectInfo", "Store", "child_url", "get", "open_store"]
 
-# Scheme -> "module:class", imported when first opened: boto3 takes longer to load than a local run takes to start.
+# Scheme -> "module:class", imported when first opened: botocore takes longer to load than a local run takes to start.
 STORES: dict[str, str] = {
     "file": "genworker.stores.local:LocalStore",
     "memory": "genworker.stores.memory:MemoryStore",

@@ -1,7 +1,7 @@
 """Objects in S3 or in a server that speaks its protocol, at ``s3://bucket/prefix``.
 
 A put is one request that carries a SHA-256 and, where the server honours it, the condition that the key is free.
-Clients are made once per process and never pickled; errors of boto3 leave this module only as ours.
+Clients are made once per process and never pickled; errors of botocore leave this module only as ours.
 """
 
 from __future__ import annotations

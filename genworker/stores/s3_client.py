@@ -1,4 +1,4 @@
-"""A boto3 client for this process, from the standard variables, profiles and roles alone.
+"""A client of boto3's core for this process, from the standard variables, profiles and roles alone.
 
 In: the environment (endpoint, region, credentials, CA bundle, retries). Out: a client set up for bulk work, with
 path-style addresses wherever the endpoint is not Amazon's.
@@ -11,8 +11,9 @@ import os
 from typing import TYPE_CHECKING, Literal, cast
 from urllib.parse import urlsplit
 
-from boto3.session import Session
 from botocore.config import Config
+from botocore.loaders import create_loader
+from botocore.session import Session, get_session
 
 from genworker import __version__
 from genworker.errors import StoreAccessError, UsageError
@@ -23,25 +24,28 @@ if TYPE_CHECKING:
 Style = Literal["path", "virtual", "auto"]
 
 STYLE_VARIABLE = "GENWORKER_S3_ADDRESSING_STYLE"
-ATTEMPTS = (
-    10  # of one request, unless AWS_MAX_ATTEMPTS says otherwise: bulk writers meet throttling as a matter of course
-)
+# Of one request, unless AWS_MAX_ATTEMPTS says otherwise: bulk writers meet throttling as a matter of course.
+ATTEMPTS = 10
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 CONNECTIONS = 16
 
 _AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".api.aws")
 
+# Holds the parsed description of S3, which takes most of the time that a client takes to make.
+_LOADER = create_loader()
+
 
 def make_client() -> S3Client:
-    """Make a client; boto3 finds credentials when the first request is signed.
+    """Make a client; botocore finds credentials when the first request is signed.
 
     Raises:
         UsageError: a variable holds a value that can be right only otherwise.
         StoreAccessError: the endpoint in the environment is no URL.
         botocore.exceptions.BotoCoreError: a profile is missing or broken.
     """
-    session = Session()
+    session = get_session()
+    session.register_component("data_loader", _LOADER)
     style = _style_from_environment()
     client = _client(session, style or "auto")
     if style is None and not _is_amazon(client.meta.endpoint_url):
@@ -70,17 +74,17 @@ def _client(session: Session, style: Style) -> S3Client:
         user_agent_extra=f"genworker/{__version__}",
     )
     try:
-        return session.client("s3", config=config, region_name=_region(session))
+        return cast("S3Client", session.create_client("s3", region_name=_region(session), config=config))
     except ValueError:
-        # Not chained: boto3's text quotes the URL, which may hold a password.
+        # Not chained: botocore's text quotes the URL, which may hold a password.
         raise StoreAccessError(
             "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: the value is no URL; write it as https://host:port"
         ) from None
 
 
 def _region(session: Session) -> str:
-    # boto3 itself does not read AWS_REGION, which is what Kubernetes and Lambda set.
-    return os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+    # botocore itself does not read AWS_REGION, which is what Kubernetes and Lambda set.
+    return os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
 
 
 def _retry_mode() -> Literal["legacy", "standard", "adaptive"]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 
-from boto3.exceptions import Boto3Error
 from botocore import exceptions as boto
 
 from genworker.errors import (
@@ -21,10 +20,10 @@ from genworker.errors import (
     UsageError,
 )
 
-BOTO_ERRORS = (boto.BotoCoreError, boto.ClientError, Boto3Error)
+BOTO_ERRORS = (boto.BotoCoreError, boto.ClientError)
 
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that they belong to this endpoint"
-_RENEW = "get new credentials (sign in again, or renew AWS_SESSION_RENEW), then run the same command again"
+_RENEW = "get new credentials (sign in again, or renew AWS_SESSION_TOKEN), then run the same command again"
 _POLICY = (
     "these credentials need s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket there "
     "(without s3:ListBucket even a missing object is answered like this)"
@@ -109,7 +108,7 @@ def explain(err: Exception, *, what: str, endpoint: str) -> GenworkerError:
         )
     if isinstance(err, (boto.ParamValidationError, boto.InvalidDNSNameError)):
         return UsageError(f"{what}: {err}")
-    return StoreError(f"{what} at {endpoint}: {type(err).__name__}: {err}")
+    return StoreError(f"{what} at {endpoint}: {_reason(err)}")
 
 
 def _explain_reply(err: boto.ClientError, where: str) -> GenworkerError:
