@@ -185,7 +185,7 @@ def row_group_ends(sizes: list[int]) -> list[int]:
 
 
 class ParquetShardReader:
-    """Follows `base.ShardReader`; keeps the row group that `read_row` touched last, still encoded."""
+    """Follows `base.ShardReader`; keeps the row groups that `read_row` touched, still encoded."""
 
     def __init__(self, codec: Codec, columns: pa.Schema, data: bytes) -> None:
         self._codec = codec
@@ -200,7 +200,7 @@ class ParquetShardReader:
         if promised is not None and promised != str(footer.num_rows):
             raise DatasetError(f"Parquet shard: it has {footer.num_rows} rows and says that it has {promised}")
         self._ends = np.cumsum([footer.row_group(group).num_rows for group in range(footer.num_row_groups)])
-        self._group: tuple[int, pa.RecordBatch] | None = None
+        self._groups: dict[int, pa.RecordBatch] = {}
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -238,12 +238,12 @@ class ParquetShardReader:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row}: the shard has {len(self)}")
         group = int(np.searchsorted(self._ends, row, side="right"))
-        if self._group is None or self._group[0] != group:
+        if group not in self._groups:
             with _as_dataset_error("cannot be read"):
                 table = self._file.read_row_group(group, use_threads=False)
-                self._group = group, table.combine_chunks().to_batches()[0]
+                self._groups[group] = table.combine_chunks().to_batches()[0]
         first = int(self._ends[group - 1]) if group else 0
-        return self._decode(self._group[1].slice(row - first, 1))
+        return self._decode(self._groups[group].slice(row - first, 1))
 
     def _integers(self, name: str) -> Int64Array:
         with _as_dataset_error("cannot be read"):
