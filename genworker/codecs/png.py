@@ -23,8 +23,9 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IEND = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> colour type, PNG specification, table 11.1
 
-# Run lengths instead of matches and the three cheap row filters: measured on 28x28x1 clothes and 64x64x3 smooth images,
-# faster by 1.3x and 2.3x than libpng's defaults at level 1, and smaller by 2% and 3%.
+# Run lengths instead of matches, and the three cheap row filters. Against libpng's defaults at level 1 (medians of five
+# runs): 1.15x as fast and 2% smaller on 28x28x1 clothes, 2.1x and 3% smaller on synthetic smooth 64x64x3 images; on
+# 512x512x3 noise 2.7x as fast and 1% larger.
 _LEVEL = 1
 _STRATEGY = imagecodecs.PNG.STRATEGY.RLE
 _FILTER = imagecodecs.PNG.FILTER.FAST
