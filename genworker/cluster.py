@@ -58,8 +58,9 @@ def _join() -> None:
 
 
 def _start(num_cpus: int) -> None:
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
+    # ray.init turns token authentication on by itself unless RAY_AUTH_MODE says otherwise; without a token at hand it would
+    # write one below HOME, which later `ray start` picks up and `ray job submit` does not.
+    if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     ray.init(
         address="local",
@@ -67,7 +68,6 @@ def _start(num_cpus: int) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _system_config=None,
     )
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genworker.errors import UsageError
 
@@ -42,6 +44,11 @@ class Spec(BaseModel):
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
+
+
+def union_by_name(classes: Iterable[type[Spec]]) -> Any:
+    """The type of a field that holds one of several specs, told apart by ``name``: errors name the right one's keys."""
+    return Annotated[reduce(or_, classes), Field(discriminator="name")]
 
 
 def canonical_json(value: Any) -> str:

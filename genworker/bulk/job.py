@@ -40,17 +40,20 @@ class Progress:
     samples_done: int
     bytes_done: int
     samples_made: int
-    seconds: float
+    making_seconds: float
     event: str = ""
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a finished job leaves; ``samples_made`` counts this run's part of the dataset."""
+    """What a finished job leaves.
+
+    ``samples_made`` counts this run's part of the dataset, ``making_seconds`` the time from the first task to the manifest.
+    """
 
     manifest: Manifest
     samples_made: int
-    seconds: float
+    making_seconds: float
 
 
 class ShardActor:
@@ -82,7 +85,6 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
     """
     if spec.out.startswith("memory://"):
         raise UsageError(f"out {spec.out}: memory:// lives in one process and actors are others; use a folder or s3://")
-    started = time.monotonic()
     store = open_store(spec.out)
     bundle = bundles.load(open_store(spec.bundle))
     schema = sample_schema(bundle.info)
@@ -90,7 +92,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
     if plan is not None:
         check_same(spec, bundle.info, plan)
         if (manifest := commit.published(store)) is not None:
-            return JobResult(manifest, 0, time.monotonic() - started)
+            return JobResult(manifest, 0, 0.0)
     else:
         # Everything but the numerics is checked before an actor starts.
         make_plan(spec, bundle.info, numerics_for(spec, schema, torch.device("cpu")))
@@ -98,7 +100,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
         options = cluster.actor_options(use_gpu=spec.use_gpu)
         num_actors = cluster.check_actors(spec.actors, options)
         remote = ray.remote(ShardActor).options(**options)
-        reporter = _Reporter(started, on_progress)
+        reporter = _Reporter(on_progress)
         pool = ShardPool(
             lambda: remote.remote(spec.out, use_gpu=spec.use_gpu),
             num_actors,
@@ -132,19 +134,24 @@ def _evaluate(plan: Plan, store: Store, pool: ShardPool, reporter: _Reporter) ->
     finally:
         commit.write_receipts(store, plan, unwritten)
     manifest = commit.publish(store, plan, receipts)
-    return JobResult(manifest, reporter.samples_made, time.monotonic() - reporter.started)
+    return JobResult(manifest, reporter.samples_made, reporter.seconds)
 
 
 class _Reporter:
     """Turns receipts and events into `Progress`."""
 
-    def __init__(self, started: float, on_progress: Callable[[Progress], None]) -> None:
-        self.started = started
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self._started = time.monotonic()
         self.samples_made = 0
         self._on_progress = on_progress
         self._shards = self._done = self._samples = self._bytes = 0
 
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
     def begin(self, plan: Plan, receipts: Mapping[int, Receipt]) -> None:
+        self._started = time.monotonic()
         self._shards, self._done = plan.num_shards, len(receipts)
         self._samples = sum(receipt.num_samples for receipt in receipts.values())
         self._bytes = sum(receipt.num_bytes for receipt in receipts.values())
@@ -158,7 +165,6 @@ class _Reporter:
         self.event("")
 
     def event(self, text: str) -> None:
-        seconds = time.monotonic() - self.started
         self._on_progress(
-            Progress(self._shards, self._done, self._samples, self._bytes, self.samples_made, seconds, text)
+            Progress(self._shards, self._done, self._samples, self._bytes, self.samples_made, self.seconds, text)
         )

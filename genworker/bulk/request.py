@@ -91,7 +91,7 @@ def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
     )
 
 
-def dry_run(spec: GenerateSpec) -> Plan:
+def resolve(spec: GenerateSpec) -> Plan:
     """The plan that `generate` would carry out, with this machine's numerics where the URL holds no plan yet."""
     info = bundles.load_info(open_store(spec.bundle))
     existing = commit.read_plan(open_store(spec.out))
@@ -102,6 +102,7 @@ def dry_run(spec: GenerateSpec) -> Plan:
 
 
 def numerics_for(spec: GenerateSpec, schema: ImageSchema, device: torch.device) -> Numerics:
+    """The numerics that a new plan of this request gets when machines like this one evaluate it on ``device``."""
     return numerics_here(device, spec.format, spec.codec, schema, force_float32=spec.precision == "float32")
 
 
@@ -118,3 +119,9 @@ def check_same(spec: GenerateSpec, info: BundleInfo, existing: Plan) -> Plan:
             f"Differences:\n  {listed}"
         )
     return existing
+
+
+def virtual_plan(info: BundleInfo, num_samples: int, seed: int, device: torch.device) -> Plan:
+    """The plan of a dataset that nobody stores: the samples that `generate` would write on this machine by default."""
+    spec = GenerateSpec(bundle="-", out="-", num_samples=num_samples, seed=seed)
+    return make_plan(spec, info, numerics_for(spec, sample_schema(info), device))

@@ -1,5 +1,51 @@
-"""The command line; filled in when the floors below stand."""
+"""The command line: the only place that prints. Heavy libraries are imported inside commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import click
+
+from genworker import __version__
+from genworker.cli.dataset import info, sheet, show, verify
+from genworker.cli.demo import demo
+from genworker.cli.generate import generate
+from genworker.cli.train import train
+from genworker.errors import GenworkerError
+
+
+class _Failure(click.ClickException):
+    """A `GenworkerError` on its way to the terminal: its message, its exit code, no traceback."""
+
+    def __init__(self, error: GenworkerError) -> None:
+        super().__init__(str(error))
+        vars(self)["exit_code"] = error.exit_code  # click declares a class variable and reads it from the instance
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; failures end in one message, Ctrl-C in exit code 130."""
+        try:
+            return super().invoke(ctx)
+        except GenworkerError as err:
+            raise _Failure(err) from err
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("\nStopped. What was made stays; run the same command again to go on.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="genworker")
+def cli() -> None:
+    """Train a GAN or a VAE on a Ray cluster, turn it into millions of stored samples, read them anywhere.
+
+    A URL is a folder or s3://bucket/prefix. S3 takes endpoint, region, CA and credentials from the usual AWS variables.
+    With RAY_ADDRESS set (as inside `ray job submit`) the work runs on that cluster, else on this machine.
+    """
+
+
+for command in (demo, train, generate, verify, info, show, sheet):
+    cli.add_command(command)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Entry point of the console script."""
+    cli()

@@ -59,7 +59,8 @@ class PngCodec:
     def encode(self, pixels: Pixels) -> bytes:
         """Return the bytes of a PNG file."""
         check_pixels(pixels, self._shape)
-        pixels = np.ascontiguousarray(pixels)
+        # imagecodecs looks at the strides of axes of length one too, which numpy leaves as they came; reshaping resets them.
+        pixels = np.ascontiguousarray(pixels).reshape(-1).reshape(self._shape)
         data = imagecodecs.png_encode(pixels, level=_LEVEL, strategy=_STRATEGY, filter=_FILTER, out=self._max_bytes)
         return bytes(data)
 

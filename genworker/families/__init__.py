@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
+from genworker.config import union_by_name
 from genworker.errors import UsageError
 from genworker.families.base import Family, FamilyConfig
 from genworker.families.r3gan import R3GAN
@@ -20,8 +19,7 @@ FAMILIES: dict[str, type[Family]] = {
 if TYPE_CHECKING:
     AnyFamilyConfig = FamilyConfig
 else:
-    # A union that pydantic resolves by ``name``, so that a wrong key is reported against the right family.
-    AnyFamilyConfig = Annotated[tuple(family.Config for family in FAMILIES.values()), Field(discriminator="name")]
+    AnyFamilyConfig = union_by_name(family.Config for family in FAMILIES.values())
 
 
 def get(name: str) -> type[Family]:

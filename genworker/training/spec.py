@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from genworker.config import Spec, digest_of
+from genworker.config import Spec, digest_of, union_by_name
 from genworker.families import AnyFamilyConfig
 from genworker.sources import SOURCES
 from genworker.sources import get as get_source
@@ -15,7 +15,7 @@ from genworker.sources.base import SourceConfig
 if TYPE_CHECKING:
     AnySourceConfig = SourceConfig
 else:
-    AnySourceConfig = Annotated[tuple(get_source(name).Config for name in SOURCES), Field(discriminator="name")]
+    AnySourceConfig = union_by_name(get_source(name).Config for name in SOURCES)
 
 
 class TrainingSpec(Spec):

@@ -1,0 +1,101 @@
+"""What the terminal shows while work is going on: one live line for a person, one plain line now and then for a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from genworker.bulk.job import Progress as JobProgress
+    from genworker.training.loop import Metrics
+
+console = Console(stderr=True, highlight=False)
+
+_SECONDS_BETWEEN_LINES = 10.0
+_SHOWN_METRICS = {
+    "discriminator.adversarial": "D",
+    "generator.loss": "G",
+    "discriminator.r1": "R1",
+    "discriminator.r2": "R2",
+    "elbo.negative_elbo": "-ELBO",
+    "elbo.kl": "KL",
+    "elbo.active_units": "active",
+}
+
+
+class Display:
+    """A progress bar on a terminal, lines elsewhere (a job's log)."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._live = console.is_terminal
+        self._last_line = 0.0
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task(title, total=total, unit=unit, note="starting Ray")
+
+    def update(self, done: int, note: str) -> None:
+        """Show how far the work is."""
+        if self._live:
+            self._progress.update(self._task, completed=min(done, self._total), note=note)
+        elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or done >= self._total:
+            self._last_line = time.monotonic()
+            console.print(
+                f"{self._title}: {min(done, self._total):,} of {self._total:,} {self._unit}, {note}", soft_wrap=True
+            )
+
+    def event(self, text: str) -> None:
+        """Print a line about something that happened, above the bar."""
+        self._progress.console.print(f"{self._title}: {text}", style="yellow", soft_wrap=True)
+
+    def on_count(self, done: int, total: int) -> None:
+        """Show how many of a number of things are done."""
+        if total != self._total:
+            self._total = total
+            self._progress.update(self._task, total=total)
+        self.update(done, "")
+
+    def on_metrics(self, metrics: Metrics) -> None:
+        """Show a training report."""
+        values = [f"{short} {metrics[name]:.3g}" for name, short in _SHOWN_METRICS.items() if name in metrics]
+        self.update(int(metrics["images_seen"]), f"{metrics['images_per_second']:,.0f}/s  " + "  ".join(values))
+
+    def on_job(self, progress: JobProgress) -> None:
+        """Show a bulk job's progress."""
+        if progress.event:
+            self.event(progress.event)
+        rate = progress.samples_made / progress.making_seconds if progress.making_seconds > 0 else 0.0
+        self.update(
+            progress.samples_done,
+            f"{rate:,.0f}/s  {progress.num_done}/{progress.num_shards} shards  {size(progress.bytes_done)}",
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[Display]:
+        """Show the display inside the block."""
+        with self._progress:
+            yield self
+
+
+def size(num_bytes: float) -> str:
+    """``num_bytes`` for people: 1.5 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"

@@ -1,0 +1,60 @@
+"""genworker generate."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.argument("bundle")
+@click.option("--out", required=True, metavar="URL", help="The dataset to make.")
+@click.option("--num-samples", required=True, type=click.IntRange(min=1), help="Samples in all.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of latents and labels.")
+@click.option("--samples-per-shard", type=click.IntRange(min=1), help="Default: by size, at least 16 shards.")
+@click.option("--labels", default="balanced", show_default=True, help="balanced, uniform, or one class number.")
+@click.option("--split", type=click.Choice(["train", "test", "validation"]), default="train", show_default=True)
+@click.option("--format", "format", default="parquet", show_default=True, help="Of shards.")
+@click.option("--codec", default="png", show_default=True, help="Of images: png or raw.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32"]),
+    default="auto",
+    show_default=True,
+    help="auto: bfloat16 if fast.",
+)
+@click.option("--actors", type=click.IntRange(min=1), help="Default: as many as the cluster holds.")
+@click.option("--use-gpu", is_flag=True, help="One GPU per actor.")
+@click.option("--max-attempts", type=click.IntRange(min=1), default=3, show_default=True, help="Per shard.")
+@click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop.")
+def generate(dry_run: bool, **flags: object) -> None:
+    """Write samples of BUNDLE as shards to --out, and publish them once all are there.
+
+    Run the same command again to go on after anything that stopped it: only what is missing is made.
+    """
+    from genworker.bulk.request import GenerateSpec, resolve
+
+    spec = GenerateSpec.parse(flags, origin="generate")
+    if dry_run:
+        plan = resolve(spec)
+        text = {"plan_id": plan.plan_id, "num_shards": plan.num_shards, "plan": plan.model_dump(mode="json")}
+        click.echo(json.dumps(text, indent=2))
+        return
+
+    from genworker.cli.display import size
+    from genworker.cli.runs import run_generation
+
+    result = run_generation(spec, "generate")
+    manifest = result.manifest
+    click.echo(
+        f"published: {spec.out}, {manifest.num_samples:,} samples in {len(manifest.shards)} shards, {size(manifest.num_bytes)}"
+    )
+    if result.samples_made:
+        rate = result.samples_made / result.making_seconds
+        click.echo(
+            f"made:      {result.samples_made:,} samples in {result.making_seconds:.1f} s, {rate:,.0f} samples/s"
+        )
+    else:
+        click.echo("made:      nothing, it was complete")
+    click.echo(f"next:      genworker verify {spec.out} --resample 3")

@@ -1,0 +1,35 @@
+"""genworker train."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("spec")
+@click.option("--out", required=True, metavar="URL", help="Where the run lives: checkpoints, metrics.jsonl, bundle.")
+@click.option("--workers", type=click.IntRange(min=1), help="Data-parallel workers; overrides resources.workers.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. training.images=50000."
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved spec as YAML and stop.")
+def train(spec: str, out: str, workers: int | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Train SPEC (a YAML file, or a shipped spec by name) into the run at --out.
+
+    Run the same command again to resume; a finished run is left as it is.
+    """
+    import yaml
+
+    from genworker.config import load_spec
+    from genworker.training.spec import TrainSpec
+
+    resolved = load_spec(TrainSpec, spec, overrides, {"resources.workers": workers})
+    if dry_run:
+        click.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), nl=False)
+        return
+
+    from genworker.cli.runs import run_training
+
+    bundle_url = run_training(resolved, out, title=f"train {resolved.family.name}")
+    click.echo(f"bundle: {bundle_url}")
+    click.echo(f"next:   genworker generate {bundle_url} --out URL --num-samples 100000")
