@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping
 from pydantic import ValidationError
 
 from genworker import bundle as bundles
-from genworker import codecs, formats
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     DATA_PREFIX,
@@ -42,13 +41,7 @@ from genworker.errors import (
     ObjectMissingError,
     PlanError,
 )
-from genworker.formats.base import Format
 from genworker.stores.base import Store
-
-
-def format_of(plan: Plan) -> Format:
-    """The plan's shard format with its codec."""
-    return formats.get(plan.format)(plan.image_schema, codecs.get(plan.codec)(plan.image_schema))
 
 
 def read_plan(store: Store) -> Plan | None:
@@ -188,7 +181,7 @@ def read_receipts(store: Store, plan: Plan) -> Mapping[int, Receipt]:
 def adopt(store: Store, plan: Plan, task: Task) -> Receipt:
     """Make the receipt of a stored shard that has none, after checking that it is whole and of this plan."""
     data = store.get(task.key)
-    provenance = dict(format_of(plan).reader(data).provenance)
+    provenance = dict(plan.open_format().reader(data).provenance)
     if provenance != plan.provenance(task):
         raise DatasetError(
             f"{store.url}/{task.key}: says that it is {provenance}, expected {plan.provenance(task)}; it was not written by "

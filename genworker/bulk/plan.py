@@ -13,7 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from genworker import codecs, formats
 from genworker.config import Spec, digest_of
+from genworker.formats.base import Format
 from genworker.schema import ImageSchema
 
 CONTROL_PREFIX = ".genworker/"
@@ -101,9 +103,11 @@ class Plan(Spec):
     @property
     def format_extension(self) -> str:
         """File extension of a shard."""
-        from genworker import formats
-
         return formats.get(self.format).extension
+
+    def open_format(self) -> Format:
+        """The shard format with the codec, ready to write or read shards of this plan."""
+        return formats.make(self.format, self.image_schema, codecs.make(self.codec, self.image_schema))
 
     def shard_of(self, sample_index: int) -> int:
         """The shard that holds a sample; raises IndexError outside [0, num_samples)."""

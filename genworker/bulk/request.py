@@ -11,15 +11,14 @@ import torch
 from pydantic import Field
 
 from genworker import bundle as bundles
+from genworker import codecs, formats
 from genworker.bulk import commit
 from genworker.bulk.plan import Numerics, Plan, differences
 from genworker.bulk.shard import numerics_here
 from genworker.bundle import BundleInfo
-from genworker.codecs import get as get_codec
 from genworker.config import Spec
 from genworker.device import pick_device
 from genworker.errors import PlanError
-from genworker.formats import get as get_format
 from genworker.schema import ImageSchema
 from genworker.stores import open_store
 
@@ -66,14 +65,9 @@ def default_samples_per_shard(num_samples: int, schema: ImageSchema) -> int:
 def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
     """The plan of a request. Raises PlanError or UsageError when it cannot be carried out."""
     schema = sample_schema(info)
-    codec = get_codec(spec.codec)(schema)
+    codec = codecs.make(spec.codec, schema)
     per_shard = spec.samples_per_shard or default_samples_per_shard(spec.num_samples, schema)
-    limit = get_format(spec.format)(schema, codec).max_samples_per_shard()
-    if per_shard > limit:
-        raise PlanError(
-            f"samples_per_shard {per_shard}: a {spec.format} shard of {schema.height}x{schema.width}x{schema.channels} "
-            f"{spec.codec} images could pass the format's limit; use at most {limit}"
-        )
+    formats.check_samples_per_shard(spec.format, schema, codec, per_shard)
     return Plan.parse(
         {
             "bundle_digest": info.digest,

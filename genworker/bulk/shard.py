@@ -9,12 +9,11 @@ from collections.abc import Callable
 import torch
 
 from genworker import bundle as bundles
+from genworker import codecs, formats
 from genworker.bulk import commit
 from genworker.bulk.plan import BUNDLE_PREFIX, Numerics, Task
 from genworker.bulk.records import Manifest, Receipt
-from genworker.codecs import get as get_codec
 from genworker.errors import DeterminismError, PlanError
-from genworker.formats import get as get_format
 from genworker.sampling.engine import resolve_numerics
 from genworker.schema import ImageSchema
 from genworker.stores.base import Store
@@ -24,8 +23,8 @@ from genworker.works.generate import GenerateWork
 
 def libraries_of(format_name: str, codec_name: str, schema: ImageSchema) -> dict[str, str]:
     """Name and version of what encodes, for a plan's numerics."""
-    codec = get_codec(codec_name)(schema)
-    return {"codec": codec.library, "format": get_format(format_name)(schema, codec).library}
+    codec = codecs.make(codec_name, schema)
+    return {"codec": codec.library, "format": formats.make(format_name, schema, codec).library}
 
 
 def numerics_here(
@@ -51,7 +50,7 @@ class ShardMaker:
                     f"the plan's {part} is {plan.numerics.libraries.get(part)!r}, this process has {version!r}: its bytes "
                     "could differ; use the environment that the job was started with, or write to another URL"
                 )
-        self._format = commit.format_of(plan)
+        self._format = plan.open_format()
         self._work: Work = GenerateWork(plan, bundles.load(store, BUNDLE_PREFIX), device)
 
     def encode(self, task: Task) -> bytes:

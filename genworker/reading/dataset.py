@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from genworker.reading.manifest import read_manifest
-from genworker.reading.shard import format_of, naming, open_shard
+from genworker.reading.shard import naming, open_shard
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Dataset:
         self.manifest = manifest
         self._store = store
         self._verify = verify
-        self._format = format_of(manifest.plan)
+        self._format = manifest.plan.open_format()
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
 
     @property

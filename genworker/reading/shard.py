@@ -9,21 +9,14 @@ import hashlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from genworker import codecs, formats
 from genworker.errors import DatasetError, ObjectMissingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from genworker.bulk.plan import Plan
     from genworker.bulk.records import Manifest
     from genworker.formats.base import Format, ShardReader
     from genworker.stores.base import Store
-
-
-def format_of(plan: Plan) -> Format:
-    """The plan's shard format with its codec."""
-    return formats.make(plan.format, plan.image_schema, codecs.make(plan.codec, plan.image_schema))
 
 
 @contextmanager

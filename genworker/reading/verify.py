@@ -17,7 +17,6 @@ import numpy as np
 from genworker.bulk.plan import DATA_PREFIX, PLAN_KEY, Plan, differences
 from genworker.errors import DatasetError, ObjectMissingError
 from genworker.reading.manifest import Fault, examine, parse
-from genworker.reading.shard import format_of
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class _ShardCheck:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store = store
         self._manifest = manifest
-        self._format: Format = format_of(manifest.plan)
+        self._format: Format = manifest.plan.open_format()
         # Digests tell a shard that lies under another's key from one that was damaged.
         self._key_of = {entry.sha256: entry.key for entry in manifest.shards}
 
