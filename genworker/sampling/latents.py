@@ -23,6 +23,7 @@ class Stream(IntEnum):
 
     LATENTS = 0
     LABELS = 1
+    ORDER = 2  # of training images
     TRAINING = 16  # training phases count upwards from here
 
 

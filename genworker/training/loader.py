@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from genworker.errors import SourceError, UsageError
+from genworker.sampling.latents import Stream, raw_words
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -54,11 +55,11 @@ def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
 def permutation(length: int, seed: int, epoch: int) -> Int64Array:
     """The order of the ``length`` images of a source in one epoch, int64 [length].
 
-    Made by sorting Philox numbers of the key (seed, epoch), not by numpy's ``permutation``: numpy promises the former
-    to stay the same in all versions, and a resumed run may meet another version.
+    Made by sorting Philox words, not by numpy's ``permutation``: numpy keeps the former the same between its versions, and
+    a resumed run may meet another version.
     """
-    random = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(length)
-    return np.argsort(random, kind="stable").astype(np.int64)
+    words = raw_words(seed, Stream.ORDER, epoch, 1, length)[0]
+    return np.argsort(words, kind="stable").astype(np.int64)
 
 
 def images_of(pixels: Pixels) -> torch.Tensor:
