@@ -17,17 +17,16 @@ import ray
 
 from genworker.errors import ClusterError
 
+_MIN_LOCAL_CPUS = 2  # two workers are the least that shows data-parallel work, on one core too
+
 # Freed buffers of convolutions stay in the process instead of being unmapped and faulted in again; measured 1.4-1.9 times
 # faster for large batches on a CPU.
 _ALLOCATOR_ENV = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30)}
 
 
 @contextlib.contextmanager
-def connect(num_cpus: int | None = None) -> Iterator[None]:
+def connect() -> Iterator[None]:
     """Be connected to Ray inside the block; an existing connection is used and left as it is.
-
-    Args:
-        num_cpus: a local cluster declares at least so many CPUs, so that what the user asked for can be scheduled.
 
     Raises:
         ClusterError: the cluster that RAY_ADDRESS names cannot be joined.
@@ -39,7 +38,7 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         _join()
     else:
-        _start(max(num_cpus or 1, os.cpu_count() or 1))
+        _start()
     try:
         yield
     finally:
@@ -57,14 +56,14 @@ def _join() -> None:
         ) from err
 
 
-def _start(num_cpus: int) -> None:
+def _start() -> None:
     # ray.init turns token authentication on by itself unless RAY_AUTH_MODE says otherwise; without a token at hand it would
     # write one below HOME, which later `ray start` picks up and `ray job submit` does not.
     if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     ray.init(
         address="local",
-        num_cpus=num_cpus,
+        num_cpus=max(_MIN_LOCAL_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

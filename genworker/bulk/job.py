@@ -96,7 +96,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
     else:
         # Everything but the numerics is checked before an actor starts.
         make_plan(spec, bundle.info, numerics_for(spec, schema, torch.device("cpu")))
-    with cluster.connect(num_cpus=spec.actors):
+    with cluster.connect():
         options = cluster.actor_options(use_gpu=spec.use_gpu)
         num_actors = cluster.check_actors(spec.actors, options)
         remote = ray.remote(ShardActor).options(**options)

@@ -35,7 +35,7 @@ def demo(out: str, num_samples: int, images: int | None) -> None:
 
     started = time.monotonic()
     lines = []
-    with cluster.connect(num_cpus=2):
+    with cluster.connect():
         for name, preset in _MODELS.items():
             spec = load_spec(TrainSpec, preset, (), {"training.images": images})
             bundle_url = run_training(spec, child_url(out, name), title=f"train {name}")

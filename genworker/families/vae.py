@@ -2,7 +2,8 @@
 
 Losses are summed over pixels and latents, never averaged. Likelihoods: ``gaussian`` with the optimal shared variance
 (Rybkin et al., "Simple and effective VAE training with calibrated decoders", ICML 2021) or ``bernoulli``. Against
-posterior collapse: KL warm-up (Sonderby et al. 2016) and free bits (Kingma et al. 2016). Samples are the decoder's means.
+posterior collapse: KL warm-up (Sonderby et al. 2016) and free bits (Kingma et al. 2016). The prior is learned
+(`genworker.families.priors`) or standard normal. Samples are the decoder's means.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from genworker.families.base import Batch, Cosine, FamilyConfig, Generator, Losses, Networks, Phase, StepContext
 from genworker.families.blocks import ClassEmbedding, DownStack, StackConfig, UpStack
+from genworker.families.priors import FlowPrior, StandardPrior, standard_log_prob
 from genworker.schema import ImageSchema
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016: a latent is in use when Var_x(E[q(z|x)]) exceeds this
@@ -31,6 +33,7 @@ class VAEConfig(FamilyConfig):
     encoder: StackConfig = StackConfig()
     decoder: StackConfig = StackConfig()
     embedding_dim: Annotated[int, Field(ge=1)] = Field(32, description="class features")
+    prior: Literal["flow", "standard"] = Field("flow", description="learned with the model, or N(0, I)")
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     min_sigma: Annotated[float, Field(gt=0)] = Field(
         0.01, description="floor of the shared standard deviation, gaussian"
@@ -83,11 +86,26 @@ class VAEDecoder(nn.Module):
         return torch.tanh(self.logits(z, labels) / 2)
 
 
+class VAESampler(nn.Module):
+    """Prior and decoder in a row: standard normal latents and labels to mean images."""
+
+    def __init__(self, prior: nn.Module, decoder: VAEDecoder) -> None:
+        super().__init__()
+        self.latent_dim = decoder.latent_dim
+        self.prior = prior
+        self.decoder = decoder
+
+    def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Map z [N, latent_dim], labels [N] to images [N, C, H, W] in [-1, 1]."""
+        images: Tensor = self.decoder(self.prior(z, labels), labels)
+        return images
+
+
 class VAE:
     """The family; see `genworker.families.base.Family`."""
 
     Config: ClassVar[type[FamilyConfig]] = VAEConfig
-    served: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    served: ClassVar[tuple[str, ...]] = ("encoder", "decoder", "prior")
 
     def __init__(self, config: VAEConfig, schema: ImageSchema) -> None:
         self.config = config
@@ -95,46 +113,58 @@ class VAE:
         self.num_classes = schema.num_classes if config.conditional else 0
 
     def build(self) -> Networks:
-        """Make ``encoder`` and ``decoder``."""
+        """Make ``encoder``, ``decoder`` and ``prior`` (which has no weights when it is N(0, I))."""
+        dim = self.config.latent_dim
+        prior = FlowPrior(dim, self.num_classes) if self.config.prior == "flow" else StandardPrior()
         return nn.ModuleDict(
             {
                 "encoder": VAEEncoder(self.config, self.schema, self.num_classes),
                 "decoder": VAEDecoder(self.config, self.schema, self.num_classes),
+                "prior": prior,
             }
         )
 
     def phases(self) -> tuple[Phase, ...]:
-        """One step of both networks on the negative ELBO."""
+        """One step of all networks on the negative ELBO."""
         betas = (0.9, self.config.beta2)
-        return (Phase("elbo", ("encoder", "decoder"), self._loss, betas, clip_norm=self.config.clip_norm),)
+        return (Phase("elbo", ("encoder", "decoder", "prior"), self._loss, betas, clip_norm=self.config.clip_norm),)
 
     def generator(self, networks: Networks) -> Generator:
-        """The network called ``decoder``."""
-        network = networks["decoder"]
-        assert isinstance(network, VAEDecoder)
-        return network
+        """Prior and decoder."""
+        decoder = networks["decoder"]
+        assert isinstance(decoder, VAEDecoder)
+        return VAESampler(networks["prior"], decoder)
 
     def _loss(self, networks: Networks, batch: Batch, ctx: StepContext) -> Losses:
         config = self.config
         labels = batch.labels if self.num_classes else None
         mean, logvar = networks["encoder"](batch.images, labels)
-        z = mean + torch.exp(0.5 * logvar) * ctx.noise(0, config.latent_dim)
+        noise = ctx.noise(0, config.latent_dim)
+        z = mean + torch.exp(0.5 * logvar) * noise
         decoder = networks["decoder"]
         assert isinstance(decoder, VAEDecoder)
         logits = decoder.logits(z, labels).float()
         nll, sigma = self._negative_log_likelihood(logits, batch.images, ctx)
-        kl_per_latent = (0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)).mean(0)  # [latent_dim]
+        if config.prior == "standard":
+            kl = (0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)).mean(0)  # [latent_dim], exact
+        else:
+            # One sample's estimate of the KL of all latents together, shape [1].
+            prior = networks["prior"]
+            assert isinstance(prior, FlowPrior)
+            log_q = standard_log_prob(noise) - 0.5 * logvar.sum(1)
+            kl = (log_q - prior.log_prob(z, labels)).mean(0, keepdim=True)
         # Free bits are granted by the global batch, or the loss would depend on the number of workers.
-        penalised = (ctx.global_mean(kl_per_latent) > config.free_bits).float()
+        granted = config.free_bits * config.latent_dim / len(kl)
+        penalised = (ctx.global_mean(kl) > granted).float()
         warmup = min(1.0, ctx.progress / config.kl_warmup) if config.kl_warmup else 1.0
-        loss = nll + config.beta * warmup * (kl_per_latent * penalised).sum()
+        loss = nll + config.beta * warmup * (kl * penalised).sum()
         mean_of_means = ctx.global_mean(mean.mean(0))
         variance = ctx.global_mean((mean - mean_of_means).square().mean(0))
         return {
             "loss": loss,
-            "negative_elbo": (nll + kl_per_latent.sum()).detach(),
+            "negative_elbo": (nll + kl.sum()).detach(),
             "nll": nll.detach(),
-            "kl": kl_per_latent.sum().detach(),
+            "kl": kl.sum().detach(),
             "sigma": sigma,
             "active_units": (variance > ACTIVE_UNIT_VARIANCE).float().sum(),
         }

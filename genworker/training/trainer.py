@@ -98,8 +98,7 @@ def train(spec: TrainSpec, url: str, on_progress: Callable[[Metrics], None] = la
     open_source(spec.data)  # a wrong path should not cost a cluster start
     loop.claim(spec, open_store(url))
     resources = spec.resources
-    # Ray Train's controller takes no CPU, but local processes beside the workers need room to be scheduled.
-    with cluster.connect(num_cpus=resources.workers * resources.cpus_per_worker):
+    with cluster.connect():
         cluster.check_workers(resources.workers, resources.cpus_per_worker, use_gpu=resources.use_gpu)
         board = ray.remote(Board).options(num_cpus=0).remote()
         outcome: dict[str, Any] = {}
