@@ -40,7 +40,7 @@ class Spec(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as err:
-            raise UsageError(_explain(err, cls, origin)) from err
+            raise UsageError(_explain(err, cls, values, origin)) from err
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -124,22 +124,42 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, origin: str) ->
     values[path[-1]] = value
 
 
-def _explain(err: ValidationError, cls: type[BaseModel], origin: str) -> str:
+def _explain(err: ValidationError, cls: type[BaseModel], values: Mapping[str, Any], origin: str) -> str:
     lines = []
     for problem in err.errors():
-        # Tags of discriminated unions show up in the location; they are no keys of the file.
-        loc = [str(part) for part in problem["loc"]]
-        key = ".".join(loc) or "(top)"
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(cls, loc[:-1])
-            near = difflib.get_close_matches(loc[-1], known, n=1)
+        loc, kind, seen = problem["loc"], problem["type"], problem["input"]
+        key = _key_in(values, loc, also_last=kind in {"extra_forbidden", "missing"})
+        rule = problem["msg"].removeprefix("Value error, ")
+        if kind == "extra_forbidden":
+            known = _known_keys(cls, [str(part) for part in loc[:-1]])
+            near = difflib.get_close_matches(str(loc[-1]), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
             lines.append(f"{origin}: unknown key {key!r}; {hint}")
-        elif problem["type"] == "missing":
+        elif kind == "missing":
             lines.append(f"{origin}: key {key!r} is missing")
+        elif kind == "union_tag_not_found":
+            lines.append(f"{origin}: key '{key}.name' is missing")
+        elif kind == "union_tag_invalid":
+            lines.append(f"{origin}: key '{key}.name' is {seen['name']!r}; known: {problem['ctx']['expected_tags']}")
+        elif isinstance(seen, Mapping):  # a rule over several keys; its message shows their values
+            lines.append(f"{origin}: key {key!r}: {rule}" if key else f"{origin}: {rule}")
         else:
-            lines.append(f"{origin}: key {key!r} is {problem['input']!r}: {problem['msg']}")
+            lines.append(f"{origin}: key {key!r} is {seen!r}: {rule}")
     return "\n".join(lines)
+
+
+def _key_in(values: Any, loc: Sequence[int | str], *, also_last: bool) -> str:
+    """The key that the user wrote: ``loc`` without what pydantic adds (which member of a union it tried)."""
+    parts = []
+    for position, part in enumerate(loc):
+        is_there = (isinstance(values, Mapping) and part in values) or (
+            isinstance(values, Sequence) and not isinstance(values, str) and isinstance(part, int)
+        )
+        if is_there or (also_last and position == len(loc) - 1):
+            parts.append(str(part))
+        if is_there:
+            values = values[part]
+    return ".".join(parts)
 
 
 def _known_keys(cls: type[BaseModel], path: Sequence[str]) -> set[str]:
