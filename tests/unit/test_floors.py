@@ -1,0 +1,259 @@
+"""The floors of the house: a module imports only from its own floor or lower ones, and dangerous imports are nowhere."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "genworker"
+
+# Floor -> modules; ``name.*`` means the package with all that is in it, a plain name that module alone.
+FLOORS: dict[int, tuple[str, ...]] = {
+    0: ("errors",),
+    1: ("schema", "config"),
+    2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "device"),
+    3: ("bundle", "sampling.*", "bulk.plan", "bulk.records", "bulk.commit", "reading.*", "report.*"),
+    4: (
+        *(f"training.{name}" for name in ("loop", "loader", "ema", "checkpoint", "collectives", "spec")),
+        "works.*",
+        "bulk.shard",
+        "bulk.request",
+    ),
+    5: ("training.trainer", "bulk.pool", "bulk.job", "cluster"),
+    6: ("cli.*",),
+}
+# The packages of floor 2 each know one big library; these are the only doors between them.
+DOORS = {("formats", "codecs"), ("sources", "stores")}
+# Packages whose __init__ holds a docstring and nothing else, because they span several floors.
+HALLS = {"bulk", "training"}
+RAY_FLOOR = 5
+UNSAFE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "torch.load"}
+HEAVY = ("torch", "ray", "pyarrow", "boto3", "botocore", "numpy", "pydantic", "PIL", "imagecodecs", "yaml", "rich")
+
+
+class Import(NamedTuple):
+    """One imported name, and where."""
+
+    module: str  # the importing module below genworker, "" for genworker itself
+    target: str  # dotted name
+    line: int
+    lazy: bool  # inside a function
+    typing_only: bool  # under TYPE_CHECKING
+
+    def __str__(self) -> str:
+        return f"genworker/{self.module.replace('.', '/')}:{self.line} imports {self.target}"
+
+
+def name_of(path: Path) -> str:
+    """The dotted name below genworker of a file."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of a module below genworker, or None."""
+    for floor, names in FLOORS.items():
+        for name in names:
+            package = name.removesuffix(".*")
+            if module == package or (name.endswith(".*") and module.startswith(f"{package}.")):
+                return floor
+    return None
+
+
+def imports_in(module: str, tree: ast.Module) -> list[Import]:
+    """Every import of a module, wherever it stands, as the names that are bound."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, lazy: bool, typing_only: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(module, alias.name, node.lineno, lazy, typing_only) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"genworker.{module}:{node.lineno}: relative import; write the whole name"
+            found.extend(
+                Import(module, f"{node.module}.{alias.name}", node.lineno, lazy, typing_only) for alias in node.names
+            )
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                visit(child, lazy, True)
+            for child in node.orelse:
+                visit(child, lazy, typing_only)
+            return
+        inside = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside, typing_only)
+
+    visit(tree, False, False)
+    return found
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@cache
+def all_imports() -> tuple[Import, ...]:
+    return tuple(entry for module in MODULES for entry in imports_in(module, tree_of(module)))
+
+
+def own_module(target: str) -> str | None:
+    """The module below genworker that a dotted name leads to ("" for the package itself), or None for another package."""
+    root, _, rest = target.partition(".")
+    if root != "genworker":
+        return None
+    while rest and rest not in MODULES:
+        rest = rest.rpartition(".")[0]  # the last part is a name inside a module
+    return rest
+
+
+def inner_imports() -> list[tuple[Import, str]]:
+    """Imports of genworker by genworker, with the module that they lead to."""
+    pairs = [(entry, own_module(entry.target)) for entry in all_imports()]
+    return [(entry, target) for entry, target in pairs if target is not None]
+
+
+def is_assigned(module: str) -> bool:
+    return module == "" or module in HALLS or floor_of(module) is not None
+
+
+def test_every_module_has_a_floor() -> None:
+    """A new module has to be given a floor, in FLOORS above, before it can be imported by anybody."""
+    homeless = [f"genworker.{module}" for module in MODULES if not is_assigned(module)]
+    assert not homeless, f"no floor for {', '.join(homeless)}: add each to FLOORS in tests/unit/test_floors.py"
+
+
+def test_every_name_in_the_table_is_a_module() -> None:
+    """The table names no module that is gone."""
+    named = {name.removesuffix(".*") for names in FLOORS.values() for name in names} | HALLS
+    assert named <= MODULES.keys()
+
+
+def test_imports_only_go_down() -> None:
+    """A module imports from its own floor or lower ones, in functions and for type checkers too."""
+    wrong = []
+    for entry, target in inner_imports():
+        upper, lower = floor_of(entry.module), floor_of(target)
+        # The root is a facade for users: it may reach down lazily, and everyone may read its version.
+        if upper is not None and lower is not None and lower > upper:
+            wrong.append(f"{entry}: floor {upper} reaches up to floor {lower}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nobody_uses_the_facade_but_for_its_version() -> None:
+    """Inside the package, ``genworker`` itself is imported for ``__version__`` only, never for what it re-exports."""
+    for entry, target in inner_imports():
+        if target == "" and entry.module != "":
+            if entry.target == "genworker":
+                uses = [
+                    node.attr
+                    for node in ast.walk(tree_of(entry.module))
+                    if isinstance(node, ast.Attribute)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id == "genworker"
+                ]
+                assert set(uses) <= {"__version__"}, str(entry)
+            else:
+                assert entry.target == "genworker.__version__", str(entry)
+
+
+def test_the_facade_loads_only_the_ground_floor() -> None:
+    """``import genworker`` runs whenever any module is imported, so at once it imports nothing but the errors."""
+    eager = {
+        target for entry, target in inner_imports() if entry.module == "" and not (entry.lazy or entry.typing_only)
+    }
+    assert eager == {"errors"}
+
+
+@pytest.mark.parametrize("hall", sorted(HALLS))
+def test_packages_that_span_floors_are_empty(hall: str) -> None:
+    """The __init__ of a package whose modules stand on several floors imports nothing."""
+    (only,) = tree_of(hall).body
+    assert isinstance(only, ast.Expr), f"genworker/{hall}/__init__.py holds more than a docstring"
+
+
+def test_packages_of_floor_two_keep_to_themselves() -> None:
+    """Sources, families, codecs, formats, stores and device import each other only through the known doors."""
+    wrong = []
+    for entry, target in inner_imports():
+        if floor_of(entry.module) == 2 == floor_of(target):
+            pair = entry.module.split(".")[0], target.split(".")[0]
+            if pair[0] != pair[1] and pair not in DOORS:
+                wrong.append(f"{entry}: {pair[0]} may not know {pair[1]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_floor_five_imports_ray() -> None:
+    """Ray is known to the trainer, the pool, the job and the cluster, and to nobody else."""
+    wrong = [
+        str(entry)
+        for entry in all_imports()
+        if entry.target.split(".")[0] == "ray" and floor_of(entry.module) != RAY_FLOOR
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_module_of_floor_five_imports_ray() -> None:
+    """A module that does without Ray belongs on a lower floor, where more can be tested without it."""
+    users = {entry.module for entry in all_imports() if entry.target.split(".")[0] == "ray"}
+    assert {module for module in MODULES if floor_of(module) == RAY_FLOOR} <= users
+
+
+def test_nothing_can_run_code_from_a_file() -> None:
+    """No module imports pickle or its relatives, and nobody calls torch.load or allows numpy to unpickle."""
+    wrong = [
+        str(entry)
+        for entry in all_imports()
+        if entry.target in UNSAFE or entry.target.split(".")[0] in UNSAFE - {"torch.load"}
+    ]
+    for module in MODULES:
+        for node in ast.walk(tree_of(module)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in UNSAFE:
+                wrong.append(f"genworker.{module}:{node.lineno} uses {ast.unparse(node)}")
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+                wrong.append(f"genworker.{module}:{node.lineno} lets numpy unpickle")
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {
+                "eval",
+                "exec",
+                "yaml.load",
+                "yaml.unsafe_load",
+            }:
+                wrong.append(f"genworker.{module}:{node.lineno} calls {ast.unparse(node.func)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def modules_after(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after running ``code``."""
+    script = f"import sys\n{code}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["train", "--help"], ["generate", "-h"], ["demo", "--help"]]
+)
+def test_help_imports_no_heavy_library(args: list[str]) -> None:
+    """Help and version come at once: none of the libraries that take long to load is loaded."""
+    loaded = modules_after(f"from genworker.cli import cli\ncli({args!r}, standalone_mode=False)")
+    assert loaded.isdisjoint(HEAVY), f"{args} loads {', '.join(loaded.intersection(HEAVY))}"
+
+
+def test_importing_genworker_imports_no_heavy_library() -> None:
+    """``import genworker`` is free; the libraries come with what is used."""
+    assert modules_after("import genworker").isdisjoint(HEAVY)
+
+
+def test_floors_below_five_load_without_ray() -> None:
+    """What works without Ray does not load it, not even through somebody else."""
+    below = [module for module in MODULES if (floor_of(module) or 0) < RAY_FLOOR] + ["cli.look"]
+    imports = "; ".join(f"import genworker.{module}".rstrip(".") for module in below)
+    assert "ray" not in modules_after(imports)
