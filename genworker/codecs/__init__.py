@@ -6,11 +6,9 @@ table.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from genworker.errors import UsageError
+from genworker.registry import lookup
 
 if TYPE_CHECKING:
     from genworker.codecs.base import Codec
@@ -30,12 +28,8 @@ def names() -> list[str]:
 
 def get(name: str) -> type[Codec]:
     """The class of the codec called ``name``; raises UsageError that lists the known names."""
-    if name not in CODECS:
-        near = difflib.get_close_matches(name, CODECS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"codec {name!r}: there is no such codec; known: {', '.join(CODECS)}{hint}")
-    module, _, attribute = CODECS[name].rpartition(".")
-    return cast("type[Codec]", getattr(importlib.import_module(module), attribute))
+    found: type[Codec] = lookup("codec", CODECS, name)
+    return found
 
 
 def make(name: str, schema: ImageSchema) -> Codec:

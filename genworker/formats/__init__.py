@@ -6,11 +6,10 @@ table.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from genworker.errors import PlanError, UsageError
+from genworker.errors import PlanError
+from genworker.registry import lookup
 
 if TYPE_CHECKING:
     from genworker.codecs.base import Codec
@@ -30,12 +29,8 @@ def names() -> list[str]:
 
 def get(name: str) -> type[Format]:
     """The class of the format called ``name``; raises UsageError that lists the known names."""
-    if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"format {name!r}: there is no such shard format; known: {', '.join(FORMATS)}{hint}")
-    module, _, attribute = FORMATS[name].rpartition(".")
-    return cast("type[Format]", getattr(importlib.import_module(module), attribute))
+    found: type[Format] = lookup("format", FORMATS, name)
+    return found
 
 
 def make(name: str, schema: ImageSchema, codec: Codec) -> Format:

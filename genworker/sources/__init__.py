@@ -6,11 +6,9 @@ tests.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from genworker.errors import UsageError
+from genworker.registry import lookup
 
 if TYPE_CHECKING:
     from genworker.sources.base import Source, SourceConfig
@@ -31,12 +29,8 @@ def names() -> list[str]:
 
 def get(name: str) -> type[Source]:
     """The class of the source called ``name``; raises UsageError that lists the known names."""
-    if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"source {name!r}: there is no such data source; known: {', '.join(SOURCES)}{hint}")
-    module, _, attribute = SOURCES[name].rpartition(".")
-    return cast("type[Source]", getattr(importlib.import_module(module), attribute))
+    found: type[Source] = lookup("data source", SOURCES, name)
+    return found
 
 
 def open_source(config: SourceConfig) -> Source:
