@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import textwrap
 from typing import Annotated, Any, Literal
 
 import safetensors
@@ -59,11 +60,15 @@ class BundleInfo(Spec):
 
 
 class Bundle:
-    """A bundle in memory: ``info`` and the bytes of its weights, checked against each other."""
+    """A bundle in memory: ``info`` and the bytes of its weights, checked against each other.
 
-    def __init__(self, info: BundleInfo, weights: bytes) -> None:
+    ``origin`` names the weights in messages.
+    """
+
+    def __init__(self, info: BundleInfo, weights: bytes, origin: str = WEIGHTS_KEY) -> None:
         self.info = info
         self._weights = weights
+        self._origin = origin
 
     @property
     def digest(self) -> str:
@@ -92,14 +97,20 @@ class Bundle:
             BundleError: the weights do not fit what the family builds from its config.
         """
         family = families.make(self.info.family, self.info.image_schema)
+        name = self.info.family.name
+        if sorted(self.info.networks) != sorted(family.served):
+            raise BundleError(
+                f"{self._origin}: {BUNDLE_KEY} beside it says networks {list(self.info.networks)}, a bundle of {name} "
+                f"has {list(family.served)}; it was damaged or made by another version of genworker"
+            )
         built = family.build()
-        modules = nn.ModuleDict({name: built[name] for name in self.info.networks if name in built})
+        modules = nn.ModuleDict({network: built[network] for network in family.served})
         try:
             modules.load_state_dict(safetensors.torch.load(self._weights))
-        except (RuntimeError, safetensors.SafetensorError) as err:
+        except (RuntimeError, KeyError, safetensors.SafetensorError) as err:
             raise BundleError(
-                f"the bundle's weights do not fit a {self.info.family.name} of its config; it was damaged or made by "
-                f"another version of genworker: {err}"
+                f"{self._origin}: does not fit a {name} of the config beside it; it was damaged or made by another "
+                f"version of genworker: {textwrap.shorten(str(err), 500)}"
             ) from err
         return modules.requires_grad_(False).eval()
 
@@ -153,4 +164,4 @@ def load(store: Store, prefix: str = "") -> Bundle:
     seen = hashlib.sha256(weights).hexdigest()
     if seen != info.weights_sha256:
         raise BundleError(f"{where}: SHA-256 is {seen}, {BUNDLE_KEY} says {info.weights_sha256}; copy the bundle again")
-    return Bundle(info, weights)
+    return Bundle(info, weights, where)
