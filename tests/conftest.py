@@ -46,8 +46,8 @@ def point_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[S3Server], None]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(moto: S3Server) -> Iterator[None]:
-    """A local Ray cluster that declares four CPUs, however many there are; its workers' S3 is moto."""
+def ray_cluster(moto: S3Server) -> Iterator[int]:
+    """A local Ray cluster whose workers' S3 is moto; gives the number of CPUs that it declares, whatever there are."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def ray_cluster(moto: S3Server) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    yield
+    yield CLUSTER_CPUS
     ray.shutdown()
 
 
