@@ -148,6 +148,7 @@ def _fit(spec: TrainSpec, url: str, board: Any, outcome: dict[str, Any]) -> None
         run_config=ray.train.RunConfig(
             name=f"genworker-{uuid.uuid4().hex[:8]}",
             storage_path=str(Path(tempfile.gettempdir()) / "genworker-ray-train"),
+            worker_runtime_env={"env_vars": cluster.ALLOCATOR_ENV},
         ),
     )
     try:
