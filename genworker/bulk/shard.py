@@ -31,7 +31,7 @@ def numerics_here(
     device: torch.device, format_name: str, codec_name: str, schema: ImageSchema, *, force_float32: bool
 ) -> Numerics:
     """The numerics that a new plan gets when this process's kind of machine will evaluate it."""
-    return resolve_numerics(device, libraries_of(format_name, codec_name, schema), force_float32=force_float32)
+    return resolve_numerics(device, schema, libraries_of(format_name, codec_name, schema), force_float32=force_float32)
 
 
 class ShardMaker:

@@ -18,19 +18,22 @@ from genworker.bundle import Bundle
 from genworker.device import device_class, has_fast_bfloat16
 from genworker.errors import BundleError, DeterminismError
 from genworker.sampling.latents import labels, latents
-from genworker.schema import Int64Array, Pixels, SampleBatch
+from genworker.schema import ImageSchema, Int64Array, Pixels, SampleBatch
 
-DEFAULT_MICRO_BATCH = 128
+_MAX_MICRO_BATCH = 128
+_MICRO_BATCH_PIXELS = 2**21  # bounds the features of one evaluation: 128 images up to 128x128, 32 of 256x256
 
 
-def resolve_numerics(device: torch.device, libraries: dict[str, str], *, force_float32: bool = False) -> Numerics:
+def resolve_numerics(
+    device: torch.device, schema: ImageSchema, libraries: dict[str, str], *, force_float32: bool = False
+) -> Numerics:
     """Choose how a generator is evaluated on ``device``: bfloat16 where the processor has it, channels-last there."""
     fast = has_fast_bfloat16(device) and not force_float32
     return Numerics(
         device_class=device_class(device),
         dtype="bfloat16" if fast else "float32",
         memory_format="channels_last",
-        micro_batch=DEFAULT_MICRO_BATCH,
+        micro_batch=max(1, min(_MAX_MICRO_BATCH, _MICRO_BATCH_PIXELS // (schema.height * schema.width))),
         libraries={"torch": torch.__version__, **libraries},
     )
 
