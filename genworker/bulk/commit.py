@@ -199,7 +199,7 @@ def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manife
     """Write the manifest and _SUCCESS once every shard has a receipt.
 
     Raises:
-        DatasetError: shards are missing.
+        DatasetError: shards are missing, or data/ holds anything but the shards that the receipts describe.
         DeterminismError: another manifest is there.
     """
     missing = [index for index in range(plan.num_shards) if index not in receipts]
@@ -214,6 +214,13 @@ def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manife
         )
         for index in range(plan.num_shards)
     )
+    stored = {info.key: info.size for info in store.list(DATA_PREFIX)}
+    wrong = sorted(stored.items() ^ {(shard.key, shard.num_bytes) for shard in shards})
+    if wrong:
+        raise DatasetError(
+            f"{store.url}/{wrong[0][0]}: is foreign, missing or of another size than its receipt says; nothing was "
+            f"published: find out what changes objects under {DATA_PREFIX}, then run the command again"
+        )
     manifest = Manifest(
         plan_id=plan.plan_id,
         plan=plan,
