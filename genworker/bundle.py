@@ -135,7 +135,7 @@ def load_info(store: Store, prefix: str = "") -> BundleInfo:
         data = json.loads(store.get(prefix + BUNDLE_KEY))
     except ObjectMissingError as err:
         raise BundleError(
-            f"{store.url}/{prefix.rstrip('/')}: there is no bundle (no {BUNDLE_KEY}); "
+            f"{where}: there is no bundle here; "
             "name the folder 'bundle' below the URL that `genworker train` was given"
         ) from err
     except (UnicodeDecodeError, ValueError, RecursionError) as err:
