@@ -10,16 +10,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from genworker.config import canonical_json
 from genworker.errors import CheckpointError
 from genworker.stores.base import Store
 
 PREFIX = "checkpoints/"
+_HEADER_KEY = "genworker"
 
 
 @dataclass
@@ -71,11 +74,9 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def save(store: Store, state: TrainingState, spec_id: str) -> str:
     """Write a checkpoint and return its key; an equal checkpoint that is there already is replaced."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
-    header = {
-        "spec_id": spec_id,
-        "counters": json.dumps(vars(state.counters)),
-        "content_sha256": _content_digest(tensors),
-    }
+    facts = {"spec_id": spec_id, "counters": vars(state.counters)}
+    # One entry, because safetensors writes several in random order: equal states give equal bytes.
+    header = {_HEADER_KEY: canonical_json(facts | {"sha256": _digest(facts, tensors)})}
     key = f"{PREFIX}images-{state.counters.images_seen:012d}.safetensors"
     store.put(key, safetensors.torch.save(tensors, metadata=header), overwrite=True)
     return key
@@ -98,7 +99,7 @@ def load_latest(store: Store, state: TrainingState, spec_id: str, skipped: list[
                 "train into another URL, or run the spec that is stored beside it in spec.json"
             )
         state.load_tensors(tensors)
-        vars(state.counters).update(json.loads(header["counters"]))
+        vars(state.counters).update(header["counters"])
         return True
     return False
 
@@ -114,20 +115,21 @@ def prune(store: Store, keep: int) -> None:
         store.delete(key)
 
 
-def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        whole = header["content_sha256"] == _content_digest(tensors)
-    except (safetensors.SafetensorError, ValueError, KeyError) as err:
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        facts = json.loads(metadata[_HEADER_KEY])
+        whole = facts.pop("sha256") == _digest(facts, tensors)
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as err:
         raise CheckpointError(f"is not a whole checkpoint: {err}") from err
     if not whole:
         raise CheckpointError("its content does not match its checksum")
-    return tensors, header
+    return tensors, facts
 
 
-def _content_digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(canonical_json(facts).encode())
     for piece in _pieces(tensors):
         digest.update(piece)
     return digest.hexdigest()
