@@ -22,7 +22,7 @@ from genworker import families
 from genworker.bundle import Bundle, Lineage
 from genworker.config import canonical_json
 from genworker.device import resolve_precision
-from genworker.errors import CheckpointError, ObjectExistsError, ObjectMissingError, TrainingError
+from genworker.errors import CheckpointError, ObjectExistsError, ObjectMissingError, TrainingError, UsageError
 from genworker.families.base import Batch, Phase
 from genworker.sampling.latents import Stream, normals
 from genworker.sources.base import Source
@@ -203,8 +203,8 @@ def train(
     resume(trainer, store)
     counters, settings = trainer.state.counters, spec.training
     history = _History(store, counters.images_seen) if rank == 0 else None
-    meter, metrics, saved = _Meter(), Metrics(), counters.images_seen
-    next_report = counters.images_seen + settings.report_every_images
+    meter, metrics, saved = _Meter(), history.last() if history is not None else Metrics(), counters.images_seen
+    next_report = _next_multiple(settings.report_every_images, counters.images_seen)
     stop = False
     with Loader(
         source,
@@ -222,7 +222,7 @@ def train(
                 hooks.on_report(metrics)
                 stop = trainer.group.broadcast_flag(hooks.should_stop())
                 meter = _Meter(waited_before=loader.wait_seconds)
-                next_report = counters.images_seen + settings.report_every_images
+                next_report = _next_multiple(settings.report_every_images, counters.images_seen)
                 if history is not None:
                     history.append(metrics)
             if history is not None and (
@@ -236,6 +236,11 @@ def train(
     if finished and rank == 0:
         pack_bundle(trainer, source, metrics).save(store, BUNDLE_PREFIX)
     return TrainResult(finished, counters.images_seen, metrics)
+
+
+def _next_multiple(interval: int, images_seen: int) -> int:
+    """Where the next report is due: on a grid of its own, so that a resumed run reports where an unbroken one does."""
+    return (images_seen // interval + 1) * interval
 
 
 def pack_bundle(trainer: Trainer, source: Source, metrics: Metrics) -> Bundle:
@@ -258,13 +263,23 @@ def claim(spec: TrainSpec, store: Store) -> None:
     try:
         store.put(SPEC_KEY, canonical_json(spec.model_dump(mode="json")).encode())
     except ObjectExistsError as err:
-        theirs = TrainSpec.parse(json.loads(store.get(SPEC_KEY)), origin=f"{store.url}/{SPEC_KEY}")
+        theirs = _stored_spec(store)
         if theirs.spec_id != spec.spec_id:
             lines = "\n  ".join(spec_differences(spec.identity(), theirs.identity()))
             raise CheckpointError(
                 f"{store.url} holds another run; train into another URL, or run the same spec to resume it. "
                 f"Differences:\n  {lines}"
             ) from err
+
+
+def _stored_spec(store: Store) -> TrainSpec:
+    try:
+        return TrainSpec.parse(json.loads(store.get(SPEC_KEY)), origin=f"{store.url}/{SPEC_KEY}")
+    except (ValueError, UsageError) as err:
+        raise CheckpointError(
+            f"{store.url}/{SPEC_KEY} is damaged or of another version of genworker, so the run here cannot be resumed; "
+            f"train into another URL: {err}"
+        ) from err
 
 
 def resume(trainer: Trainer, store: Store) -> list[str]:
@@ -296,6 +311,10 @@ class _History:
 
     def append(self, metrics: Metrics) -> None:
         self._lines.append(metrics)
+
+    def last(self) -> Metrics:
+        """The last report, or none."""
+        return self._lines[-1] if self._lines else {}
 
     def flush(self) -> None:
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
