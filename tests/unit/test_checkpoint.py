@@ -1,0 +1,407 @@
+"""Checkpoints hold the whole state of a run: a run that was stopped anywhere ends as if it had never been."""
+
+from __future__ import annotations
+
+import copy
+import math
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from genworker import bundle as bundles
+from genworker import families
+from genworker.errors import CheckpointError, TrainingError
+from genworker.schema import SampleBatch
+from genworker.stores import open_store
+from genworker.training import checkpoint, loop
+from genworker.training.checkpoint import Counters, TrainingState
+from genworker.training.loop import BUNDLE_PREFIX, METRICS_KEY, Hooks, TrainResult, read_metrics
+from tests.fakes import models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from genworker.schema import Int64Array
+    from genworker.sources.base import Source
+    from genworker.stores import Store
+    from genworker.training.spec import TrainSpec
+
+FAMILIES = sorted(families.FAMILIES)
+CPU = torch.device("cpu")
+SPEC_ID = "0123456789abcdef"
+
+
+@pytest.fixture
+def store() -> Store:
+    """A store that nobody else uses."""
+    return new_store()
+
+
+def new_store() -> Store:
+    return open_store(f"memory://{uuid.uuid4().hex}")
+
+
+def tiny_state(seed: int = 0, images_seen: int = 0, steps: int = 2) -> TrainingState:
+    """A state of two layers and two optimizers after a few steps."""
+    torch.manual_seed(seed)
+    networks = nn.ModuleDict({"one": nn.Linear(2, 2), "two": nn.Linear(2, 1, bias=False)})
+    optimizers = {
+        name: torch.optim.Adam(networks[name].parameters(), lr=0.1, betas=(0.0, 0.9), fused=True) for name in networks
+    }
+    for _ in range(steps):
+        networks["two"](networks["one"](torch.randn(3, 2))).square().sum().backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+    average = nn.ModuleDict({"one": copy.deepcopy(networks["one"])})
+    return TrainingState(networks, average, optimizers, Counters(images_seen=images_seen, nonfinite_steps=seed))
+
+
+def same(left: TrainingState, right: TrainingState) -> bool:
+    """Whether two states are equal, bit for bit."""
+    ours, theirs = left.tensors(), right.tensors()
+    return (
+        ours.keys() == theirs.keys()
+        and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        and left.counters == right.counters
+    )
+
+
+def test_a_loaded_checkpoint_is_the_saved_state(store: Store) -> None:
+    """Networks, average, moments, step counts and counters come back exactly."""
+    saved = tiny_state(seed=3, images_seen=640)
+    key = checkpoint.save(store, saved, SPEC_ID)
+    assert key == "checkpoints/images-000000000640.safetensors"
+    state, skipped = tiny_state(seed=4), list[str]()
+    assert not same(state, saved)
+    assert checkpoint.load_latest(store, state, SPEC_ID, skipped)
+    assert same(state, saved)
+    assert skipped == []
+    assert any(name.startswith("optimizers.one.0.exp_avg_sq") for name in state.tensors())
+
+
+def test_a_state_before_the_first_step_is_saved_too(store: Store) -> None:
+    """Optimizers without moments come back without moments."""
+    checkpoint.save(store, tiny_state(seed=3, steps=0), SPEC_ID)
+    state = tiny_state(seed=4, steps=2)
+    assert checkpoint.load_latest(store, state, SPEC_ID, [])
+    assert same(state, tiny_state(seed=3, steps=0))
+
+
+def test_without_checkpoints_the_state_is_left_alone(store: Store) -> None:
+    """An empty store, and foreign objects below the prefix, are no checkpoint."""
+    store.put("checkpoints/notes.txt", b"x")
+    state = tiny_state(seed=1)
+    assert not checkpoint.load_latest(store, state, SPEC_ID, [])
+    assert same(state, tiny_state(seed=1))
+
+
+def test_the_newest_checkpoint_is_loaded(store: Store) -> None:
+    """Of several checkpoints the one with the most images seen counts, whenever it was written."""
+    for images_seen in (900, 1_000_000, 50_000):
+        checkpoint.save(store, tiny_state(seed=1, images_seen=images_seen), SPEC_ID)
+    state = tiny_state()
+    checkpoint.load_latest(store, state, SPEC_ID, [])
+    assert state.counters.images_seen == 1_000_000
+
+
+def test_prune_keeps_the_newest(store: Store) -> None:
+    """All but the newest are deleted, and nothing that is no checkpoint."""
+    store.put("checkpoints/notes.txt", b"x")
+    for images_seen in (5, 10, 100, 1000):
+        checkpoint.save(store, tiny_state(images_seen=images_seen), SPEC_ID)
+    checkpoint.prune(store, 2)
+    assert [key[-16:-12] for key in checkpoint.keys(store)] == ["1000", "0100"]
+    assert store.get("checkpoints/notes.txt") == b"x"
+    checkpoint.prune(store, 5)
+    assert len(checkpoint.keys(store)) == 2
+
+
+def damaged_pair(damage: Callable[[bytes], bytes]) -> tuple[Store, str]:
+    """A store with a whole checkpoint of 10 images and a damaged one of 20; and the damaged one's key."""
+    store = new_store()
+    checkpoint.save(store, tiny_state(seed=1, images_seen=10), SPEC_ID)
+    key = checkpoint.save(store, tiny_state(seed=2, images_seen=20), SPEC_ID)
+    store.put(key, damage(store.get(key)), overwrite=True)
+    return store, key
+
+
+def assert_passed_over(store: Store, key: str) -> None:
+    """The damaged checkpoint is named and the one before it is loaded, whole."""
+    state, skipped = tiny_state(seed=5), list[str]()
+    assert checkpoint.load_latest(store, state, SPEC_ID, skipped)
+    assert same(state, tiny_state(seed=1, images_seen=10))
+    (line,) = skipped
+    assert line.startswith(f"{key}: ")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_torn_checkpoints_are_passed_over(data: st.DataObject) -> None:
+    """A checkpoint that lost its end, at whatever byte, is named and the one before it is used."""
+    assert_passed_over(*damaged_pair(lambda whole: whole[: data.draw(st.integers(0, len(whole) - 1))]))
+
+
+def flipped(whole: bytes, bit: int) -> bytes:
+    changed = bytearray(whole)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_bit_flips_are_passed_over(data: st.DataObject) -> None:
+    """A checkpoint with one flipped bit, wherever it is, is named and the one before it is used."""
+    assert_passed_over(*damaged_pair(lambda whole: flipped(whole, data.draw(st.integers(0, 8 * len(whole) - 1)))))
+
+
+def test_no_bit_of_the_header_can_flip_unseen() -> None:
+    """Counters and spec are under the checksum too: no flip among them loads, or fails in another way."""
+    store, key = damaged_pair(bytes)
+    whole = store.get(key)
+    begin = whole.index(b"__metadata__") - 2
+    end = whole.index(b"}", whole.index(SPEC_ID.encode())) + 4
+    for bit in range(8 * begin, 8 * end, 3):
+        store.put(key, flipped(whole, bit), overwrite=True)
+        assert_passed_over(store, key)
+
+
+def test_equal_states_give_equal_bytes() -> None:
+    """A checkpoint is a function of the state and the spec, so that two can be compared."""
+    stores = [new_store() for _ in range(4)]
+    for one in stores:
+        checkpoint.save(one, tiny_state(seed=1), SPEC_ID)
+    assert len({final_state(one) for one in stores}) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"not a checkpoint" * 100, b"\xff" * 20])
+def test_other_files_are_passed_over(content: bytes) -> None:
+    """Whatever else lies under a checkpoint's name is passed over."""
+    assert_passed_over(*damaged_pair(lambda _whole: content))
+
+
+def test_a_checkpoint_of_another_spec_is_refused(store: Store) -> None:
+    """A whole checkpoint of another spec ends the run with both ids and what to do."""
+    checkpoint.save(store, tiny_state(), "f" * 16)
+    with pytest.raises(CheckpointError, match=f"{'f' * 16}, this run is spec {SPEC_ID}; train into another URL"):
+        checkpoint.load_latest(store, tiny_state(), SPEC_ID, [])
+
+
+def test_a_checkpoint_of_other_networks_is_refused(store: Store) -> None:
+    """Tensors that do not fit the networks are refused, in one error."""
+    checkpoint.save(store, tiny_state(), SPEC_ID)
+    state = tiny_state()
+    other = TrainingState(nn.ModuleDict({"one": nn.Linear(3, 2)}), state.average, state.optimizers, state.counters)
+    with pytest.raises(CheckpointError, match="other networks"):
+        checkpoint.load_latest(store, other, SPEC_ID, [])
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def run(
+    spec: TrainSpec, store: Store, *, stop_at: int | None = None, source: Source | None = None
+) -> tuple[TrainResult, list[float]]:
+    """Train in this process; returns how it ended and the images seen at each report."""
+    reports: list[float] = []
+    hooks = Hooks(
+        on_report=lambda metrics: reports.append(metrics["images_seen"]),
+        should_stop=lambda: stop_at is not None and reports[-1] >= stop_at,
+    )
+    result = loop.train(spec, source or models.shipped_source(), store, rank=0, world_size=1, device=CPU, hooks=hooks)
+    return result, reports
+
+
+def final_state(store: Store) -> bytes:
+    """The newest checkpoint's bytes: networks, average, moments and counters."""
+    return store.get(checkpoint.keys(store)[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_stopped_run_ends_as_an_unbroken_one(name: str) -> None:
+    """N + N steps, stopped by the hook in between, leave the bytes of 2N steps: checkpoint, bundle and report grid."""
+    spec = models.train_spec(name, images=64, report_every_images=16)
+    whole, parts = new_store(), new_store()
+    assert run(spec, whole)[0].finished
+    first, reports = run(spec, parts, stop_at=32)
+    assert (first.finished, first.images_seen, reports) == (False, 32, [16, 32])
+    assert run(spec, parts)[0].finished
+    assert final_state(parts) == final_state(whole)
+    assert bundles.load(parts, BUNDLE_PREFIX).digest == bundles.load(whole, BUNDLE_PREFIX).digest
+    assert [line["images_seen"] for line in read_metrics(parts)] == [16, 32, 48, 64]
+    assert timeless(parts) == timeless(whole)
+
+
+def timeless(store: Store) -> list[dict[str, float]]:
+    """metrics.jsonl without what a clock decides."""
+    clock = {"images_per_second", "data_wait_share", "seconds"}
+    return [{key: value for key, value in line.items() if key not in clock} for line in read_metrics(store)]
+
+
+class DyingSource:
+    """The shipped images, until a number of reads; then the machine is gone."""
+
+    def __init__(self, reads: int) -> None:
+        self._inner, self._left = models.shipped_source(), reads
+        self.schema, self.corrupt = self._inner.schema, self._inner.corrupt
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def read(self, indices: Int64Array) -> SampleBatch:
+        self._left -= 1
+        if self._left < 0:
+            raise ConnectionResetError("the machine is gone")
+        return self._inner.read(indices)
+
+    def digest(self) -> str:
+        return self._inner.digest()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("reads", [1, 5])
+def test_a_killed_run_ends_as_an_unbroken_one(name: str, reads: int) -> None:
+    """A run that died between checkpoints repeats the lost steps and ends with the same bytes and every report once."""
+    spec = models.train_spec(name, images=64, report_every_images=16, checkpoint_every_images=16)
+    whole, parts = new_store(), new_store()
+    run(spec, whole)
+    with pytest.raises(ConnectionResetError):
+        run(spec, parts, source=DyingSource(reads))  # type: ignore[arg-type]
+    run(spec, parts)
+    assert final_state(parts) == final_state(whole)
+    assert timeless(parts) == timeless(whole)
+
+
+def test_metrics_have_each_report_once_whatever_the_rhythm() -> None:
+    """Where checkpoints fall between reports, a resumed run still reports at the images where an unbroken one does."""
+    spec = models.train_spec(images=120, report_every_images=24, checkpoint_every_images=16)
+    whole, parts = new_store(), new_store()
+    run(spec, whole)
+    for reads in (3, 5, 4):
+        with pytest.raises(ConnectionResetError):
+            run(spec, parts, source=DyingSource(reads))  # type: ignore[arg-type]
+    run(spec, parts)
+    assert [line["images_seen"] for line in read_metrics(whole)] == [24, 48, 72, 96, 120]
+    assert [line["images_seen"] for line in read_metrics(parts)] == [24, 48, 72, 96, 120]
+
+
+def test_a_damaged_newest_checkpoint_costs_only_time() -> None:
+    """A run whose newest checkpoint is torn goes on from the one before it and ends the same."""
+    spec = models.train_spec(images=64, report_every_images=16, checkpoint_every_images=16)
+    whole, parts = new_store(), new_store()
+    run(spec, whole)
+    run(spec, parts, stop_at=48)
+    newest = checkpoint.keys(parts)[0]
+    parts.put(newest, parts.get(newest)[:-1], overwrite=True)
+    run(spec, parts)
+    assert final_state(parts) == final_state(whole)
+
+
+def test_a_finished_run_is_left_as_it_is() -> None:
+    """Training a finished run again makes no step and keeps bundle and metrics."""
+    spec, store = models.train_spec(), new_store()
+    run(spec, store)
+    before, bundle = store.get(METRICS_KEY), bundles.load_info(store, BUNDLE_PREFIX)
+    result, reports = run(spec, store)
+    assert (result.finished, reports) == (True, [])
+    assert store.get(METRICS_KEY) == before
+    again = bundles.load_info(store, BUNDLE_PREFIX)
+    assert again.digest == bundle.digest
+    assert again.lineage.metrics == bundle.lineage.metrics
+
+
+def test_a_bundle_tells_where_it_comes_from() -> None:
+    """The bundle of a run holds the spec, the data's digest, the images seen and the last metrics."""
+    spec, store = models.train_spec(images=48), new_store()
+    run(spec, store)
+    lineage = bundles.load_info(store, BUNDLE_PREFIX).lineage
+    assert lineage.source == "fashion-mnist shipped"
+    assert lineage.source_digest == models.shipped_source().digest()
+    assert lineage.images_seen == 48
+    assert lineage.spec == spec.model_dump(mode="json")
+    assert all(math.isfinite(value) for value in lineage.metrics.values())
+    assert lineage.metrics
+
+
+def test_no_more_checkpoints_are_kept_than_asked_for() -> None:
+    """A run keeps the newest few, however many it wrote."""
+    store = new_store()
+    run(models.train_spec(images=64, checkpoint_every_images=8, keep_checkpoints=3), store)
+    assert len(checkpoint.keys(store)) == 3
+
+
+def trainer_with_nan(spec: TrainSpec) -> loop.Trainer:
+    """A trainer whose first phase's first network has a weight that makes every loss NaN."""
+    trainer = loop.Trainer(spec, models.shipped_source(), 0, 1, CPU)
+    with torch.no_grad():
+        next(trainer.networks[trainer.phases[0].networks[0]].parameters()).fill_(math.nan)
+    return trainer
+
+
+def train_on(trainer: loop.Trainer, loader: loop.Loader, meter: loop._Meter) -> None:
+    for batch in loader:
+        trainer.step(batch, meter)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_non_finite_steps_are_counted_skipped_and_end_the_run(name: str) -> None:
+    """A NaN gradient moves no weight and no moment; each is counted, and one past the limit ends the run."""
+    spec = models.train_spec(name, max_nonfinite_steps=2)
+    trainer = trainer_with_nan(spec)
+    before = {key: value.clone() for key, value in trainer.networks.state_dict().items()}
+    loader = loop.Loader(models.shipped_source(), batch_size=8, seed=0, prefetch=0)
+    meter = loop._Meter()
+    trainer.step(next(loader), meter)
+    with pytest.raises(TrainingError, match="3 steps had a non-finite gradient") as caught:
+        train_on(trainer, loader, meter)
+    assert "max_nonfinite_steps 2" in str(caught.value)
+    assert trainer.state.counters.nonfinite_steps == 3
+    for key, value in trainer.networks.state_dict().items():
+        assert torch.equal(value.nan_to_num(7.0), before[key].nan_to_num(7.0)), key
+    assert all(not optimizer.state_dict()["state"] for optimizer in trainer.optimizers.values())
+
+
+def test_non_finite_steps_are_reported() -> None:
+    """The count of skipped steps is in every report and in the checkpoint, and goes on after a resume."""
+    spec = models.train_spec(images=16, report_every_images=8, max_nonfinite_steps=50)
+    store = new_store()
+    broken = trainer_with_nan(spec)
+    broken.state.counters.nonfinite_steps = 7
+    checkpoint.save(store, broken.state, spec.spec_id)
+    run(spec, store)
+    assert [line["nonfinite_steps"] for line in read_metrics(store)] == [8, 9]
+
+
+# --- claim -----------------------------------------------------------------------------------------------------------
+
+
+def test_claim_takes_an_empty_store_and_its_own_run(store: Store) -> None:
+    """The first claim writes the spec; the same spec, with any resources or rhythm, may claim again."""
+    loop.claim(models.train_spec(), store)
+    spec = models.train_spec(report_every_images=5, checkpoint_every_images=9)
+    loop.claim(spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 3})}), store)
+
+
+def test_claim_refuses_another_run_with_the_differences(store: Store) -> None:
+    """Another seed, length or family under the same URL is refused, key by key, and what is there stays."""
+    loop.claim(models.train_spec(), store)
+    before = store.get(loop.SPEC_KEY)
+    with pytest.raises(CheckpointError, match="holds another run") as caught:
+        loop.claim(models.train_spec(seed=1, images=40, family={"beta": 2.0}), store)
+    for line in ("seed: 1 here, 0 there", "training.images: 40 here, 48 there", "family.beta: 2.0 here, 1.0 there"):
+        assert line in str(caught.value)
+    assert store.get(loop.SPEC_KEY) == before
+    with pytest.raises(CheckpointError, match=r"family\.name: 'r3gan' here, 'vae' there"):
+        loop.claim(models.train_spec("r3gan"), store)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"seed": 0}', b"\xff"])
+def test_claim_refuses_a_damaged_spec(store: Store, content: bytes) -> None:
+    """A spec.json that is no spec is an error of the checkpoint that names the file."""
+    store.put(loop.SPEC_KEY, content)
+    with pytest.raises(CheckpointError, match=loop.SPEC_KEY):
+        loop.claim(models.train_spec(), store)
