@@ -82,8 +82,8 @@ def actor_options(*, use_gpu: bool) -> dict[str, Any]:
     }
 
 
-def check_actors(wanted: int | None, options: dict[str, Any]) -> int:
-    """How many actors to start: ``wanted``, or as many as the cluster holds.
+def check_actors(wanted: int | None, options: dict[str, Any], num_tasks: int) -> int:
+    """How many actors to start: ``wanted``, or as many as the cluster holds and ``num_tasks`` can use.
 
     Raises:
         ClusterError: the cluster has not what that many actors need.
@@ -100,7 +100,7 @@ def check_actors(wanted: int | None, options: dict[str, Any]) -> int:
             f"{wanted or 1} actors were asked for, each needs {per_actor}; the cluster has {there.get('CPU', 0):g} CPUs and "
             f"{there.get('GPU', 0):g} GPUs, enough for {fits}: lower --actors or add nodes"
         )
-    return wanted or fits
+    return wanted or min(fits, num_tasks)
 
 
 def check_workers(workers: int, cpus_per_worker: int, *, use_gpu: bool) -> None:

@@ -93,12 +93,11 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
         check_same(spec, bundle.info, plan)
         if (manifest := commit.published(store)) is not None:
             return JobResult(manifest, 0, 0.0)
-    else:
-        # Everything but the numerics is checked before an actor starts.
-        make_plan(spec, bundle.info, numerics_for(spec, schema, torch.device("cpu")))
+    # All but the numerics, which only an actor's machine knows: everything is checked before an actor starts.
+    draft = plan or make_plan(spec, bundle.info, numerics_for(spec, schema, torch.device("cpu")))
     with cluster.connect():
         options = cluster.actor_options(use_gpu=spec.use_gpu)
-        num_actors = cluster.check_actors(spec.actors, options)
+        num_actors = cluster.check_actors(spec.actors, options, draft.num_shards)
         remote = ray.remote(ShardActor).options(**options)
         reporter = _Reporter(on_progress)
         pool = ShardPool(

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 if TYPE_CHECKING:
     from genworker.bulk.job import Progress as JobProgress
-    from genworker.training.loop import Metrics
+    from genworker.training.record import Metrics
 
 console = Console(stderr=True, highlight=False)
 

@@ -20,7 +20,7 @@ from genworker.sampling.engine import Engine
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.sources import open_source
 from genworker.stores import open_store
-from genworker.training import loop
+from genworker.training import record
 from genworker.training.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def kind_of(store: Store) -> str:
     for key, kind in ((MANIFEST_KEY, "dataset"), (PLAN_KEY, "dataset"), (bundles.BUNDLE_KEY, "bundle")):
         if _has(store, key):
             return kind
-    if _has(store, loop.SPEC_KEY):
+    if _has(store, record.SPEC_KEY):
         return "run"
     raise UsageError(
-        f"{store.url}: there is no dataset, training run or bundle here (no {MANIFEST_KEY}, {loop.SPEC_KEY} or "
+        f"{store.url}: there is no dataset, training run or bundle here (no {MANIFEST_KEY}, {record.SPEC_KEY} or "
         f"{bundles.BUNDLE_KEY}); check the URL"
     )
 
@@ -119,7 +119,7 @@ def _engine(store: Store, seed: int) -> tuple[Engine, Plan]:
         if plan is None:
             raise UsageError(f"{store.url}: holds no plan to regenerate from")
         return Engine(bundles.load(store, BUNDLE_PREFIX), plan, device), plan
-    bundle = bundles.load(store, loop.BUNDLE_PREFIX if kind_of(store) == "run" else "")
+    bundle = bundles.load(store, record.BUNDLE_PREFIX if kind_of(store) == "run" else "")
     plan = virtual_plan(bundle.info, _VIRTUAL_SAMPLES, seed, device)
     return Engine(bundle, plan, device), plan
 
@@ -149,8 +149,8 @@ def _bundle_facts(info: bundles.BundleInfo) -> dict[str, Any]:
 
 
 def _run_facts(store: Store) -> dict[str, Any]:
-    metrics = loop.read_metrics(store)
-    facts: dict[str, Any] = {"finished": _has(store, loop.BUNDLE_PREFIX + bundles.BUNDLE_KEY)}
+    metrics = record.read_metrics(store)
+    facts: dict[str, Any] = {"finished": _has(store, record.BUNDLE_PREFIX + bundles.BUNDLE_KEY)}
     return facts | ({"last_report": metrics[-1]} if metrics else {"last_report": "none yet"})
 
 

@@ -9,16 +9,16 @@ from genworker.bulk.request import GenerateSpec
 from genworker.cli.display import Display, console
 from genworker.errors import BundleError, TrainingError
 from genworker.stores import child_url, open_store
-from genworker.training import loop, trainer
+from genworker.training import record, trainer
 from genworker.training.spec import TrainSpec
 
 
 def run_training(spec: TrainSpec, out: str, title: str) -> str:
     """Train, unless the run is finished already; returns the bundle's URL."""
     store, bundle_url = open_store(out), child_url(out, "bundle")
-    loop.claim(spec, store)
+    record.claim(spec, store)
     try:
-        info = bundles.load_info(store, loop.BUNDLE_PREFIX)
+        info = bundles.load_info(store, record.BUNDLE_PREFIX)
     except BundleError:
         pass
     else:
@@ -26,7 +26,7 @@ def run_training(spec: TrainSpec, out: str, title: str) -> str:
         return bundle_url
     display = Display(title, spec.training.images, "images")
     with display.running():
-        result = trainer.train(spec, out, display.on_metrics)
+        result = trainer.train(spec, out, display.on_metrics, display.event)
     if not result.finished:
         raise TrainingError(f"{out}: stopped after {result.images_seen} images; run the same command again to go on")
     return bundle_url

@@ -52,12 +52,10 @@ class WorkerGroup:
             dist.all_reduce(value)
         return value
 
-    def broadcast_flag(self, flag: bool) -> bool:
-        """Rank 0's flag, on every worker."""
+    def from_first(self, value: int) -> int:
+        """Rank 0's value, on every worker."""
         if self.world_size == 1:
-            return flag
-        tensor = torch.tensor([int(flag)])
-        if dist.get_backend() == "nccl":
-            tensor = tensor.cuda()
+            return value
+        tensor = torch.tensor([value], device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.broadcast(tensor, src=0)
-        return bool(tensor.item())
+        return int(tensor.item())

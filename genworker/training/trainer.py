@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,9 @@ from genworker import cluster
 from genworker.errors import GenworkerError, TrainingError
 from genworker.sources import open_source
 from genworker.stores import open_store
-from genworker.training import loop
-from genworker.training.loop import Hooks, Metrics, TrainResult
+from genworker.training import loop, record
+from genworker.training.loop import Hooks, TrainResult
+from genworker.training.record import Metrics
 from genworker.training.spec import TrainSpec
 
 _POLL_SECONDS = 0.5
@@ -34,6 +34,7 @@ class Board:
     def __init__(self) -> None:
         self._latest: Metrics = {}
         self._stop = False
+        self._events: list[str] = []
         self._error: tuple[type[GenworkerError], str] | None = None
 
     def report(self, metrics: Metrics) -> bool:
@@ -45,13 +46,17 @@ class Board:
         """Make the next report return True."""
         self._stop = True
 
+    def event(self, text: str) -> None:
+        """Take a line for the driver to show."""
+        self._events.append(text)
+
     def fail(self, error: GenworkerError) -> None:
         """Keep the first error of a worker, because Ray Train wraps it in text."""
         self._error = self._error or (type(error), str(error))
 
-    def read(self) -> tuple[Metrics, tuple[type[GenworkerError], str] | None]:
-        """The latest metrics, and the error of a worker if there was one."""
-        return self._latest, self._error
+    def read(self) -> tuple[Metrics, list[str], tuple[type[GenworkerError], str] | None]:
+        """The latest metrics, the events so far, and the error of a worker if there was one."""
+        return self._latest, self._events, self._error
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -70,6 +75,10 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         if rank == 0:
             state["stop"] = ray.get(board.report.remote(metrics))
 
+    def on_event(text: str) -> None:
+        if rank == 0:
+            ray.get(board.event.remote(text))
+
     try:
         result = loop.train(
             spec,
@@ -78,7 +87,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             rank=rank,
             world_size=context.get_world_size(),
             device=ray.train.torch.get_device(),
-            hooks=Hooks(on_report, lambda: state["stop"]),
+            hooks=Hooks(on_report, on_event, lambda: state["stop"]),
         )
     except GenworkerError as err:
         ray.get(board.fail.remote(err))
@@ -86,7 +95,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     return vars(result)
 
 
-def train(spec: TrainSpec, url: str, on_progress: Callable[[Metrics], None] = lambda _metrics: None) -> TrainResult:
+def train(
+    spec: TrainSpec,
+    url: str,
+    on_progress: Callable[[Metrics], None] = lambda _metrics: None,
+    on_event: Callable[[str], None] = lambda _text: None,
+) -> TrainResult:
     """Train ``spec`` into ``url`` on a Ray cluster, from the newest checkpoint if there is one.
 
     KeyboardInterrupt makes the workers save a checkpoint and end, and is then raised again.
@@ -96,7 +110,7 @@ def train(spec: TrainSpec, url: str, on_progress: Callable[[Metrics], None] = la
         SourceError, CheckpointError, TrainingError, StoreError: as the loop raises them.
     """
     open_source(spec.data)  # a wrong path should not cost a cluster start
-    loop.claim(spec, open_store(url))
+    record.claim(spec, open_store(url))
     resources = spec.resources
     with cluster.connect():
         cluster.check_workers(resources.workers, resources.cpus_per_worker, use_gpu=resources.use_gpu)
@@ -105,12 +119,12 @@ def train(spec: TrainSpec, url: str, on_progress: Callable[[Metrics], None] = la
         fit = threading.Thread(target=_fit, args=(spec, url, board, outcome), daemon=True)
         fit.start()
         try:
-            _follow(fit, board, on_progress)
+            _follow(fit, board, on_progress, on_event)
         except KeyboardInterrupt:
             ray.get(board.request_stop.remote())
             fit.join(_STOP_GRACE_SECONDS)
             raise
-        _, error = ray.get(board.read.remote())
+        *_, error = ray.get(board.read.remote())
     if error is not None:
         kind, message = error
         raise kind(message)
@@ -121,14 +135,22 @@ def train(spec: TrainSpec, url: str, on_progress: Callable[[Metrics], None] = la
     return TrainResult(**outcome["result"])
 
 
-def _follow(fit: threading.Thread, board: Any, on_progress: Callable[[Metrics], None]) -> None:
+def _follow(
+    fit: threading.Thread, board: Any, on_progress: Callable[[Metrics], None], on_event: Callable[[str], None]
+) -> None:
     shown: Metrics = {}
-    while fit.is_alive():
-        time.sleep(_POLL_SECONDS)
-        metrics, _ = ray.get(board.read.remote())
+    num_told = 0
+    running = True
+    while running:
+        running = fit.is_alive()  # read once more after the end
+        metrics, events, _ = ray.get(board.read.remote())
+        for text in events[num_told:]:
+            on_event(text)
+        num_told = len(events)
         if metrics != shown:
             shown = metrics
             on_progress(metrics)
+        fit.join(_POLL_SECONDS)
 
 
 def _fit(spec: TrainSpec, url: str, board: Any, outcome: dict[str, Any]) -> None:

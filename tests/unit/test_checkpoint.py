@@ -18,9 +18,10 @@ from genworker import families
 from genworker.errors import CheckpointError, TrainingError
 from genworker.schema import SampleBatch
 from genworker.stores import open_store
-from genworker.training import checkpoint, loop
+from genworker.training import checkpoint, loop, record, step
 from genworker.training.checkpoint import Counters, TrainingState
-from genworker.training.loop import BUNDLE_PREFIX, METRICS_KEY, Hooks, TrainResult, read_metrics
+from genworker.training.loop import Hooks, TrainResult
+from genworker.training.record import BUNDLE_PREFIX, METRICS_KEY, read_metrics
 from tests.fakes import models
 
 if TYPE_CHECKING:
@@ -334,15 +335,15 @@ def test_no_more_checkpoints_are_kept_than_asked_for() -> None:
     assert len(checkpoint.keys(store)) == 3
 
 
-def trainer_with_nan(spec: TrainSpec) -> loop.Trainer:
+def trainer_with_nan(spec: TrainSpec) -> step.Trainer:
     """A trainer whose first phase's first network has a weight that makes every loss NaN."""
-    trainer = loop.Trainer(spec, models.shipped_source(), 0, 1, CPU)
+    trainer = step.Trainer(spec, models.shipped_source(), 0, 1, CPU)
     with torch.no_grad():
         next(trainer.networks[trainer.phases[0].networks[0]].parameters()).fill_(math.nan)
     return trainer
 
 
-def train_on(trainer: loop.Trainer, loader: loop.Loader, meter: loop._Meter) -> None:
+def train_on(trainer: step.Trainer, loader: loop.Loader, meter: step.Meter) -> None:
     for batch in loader:
         trainer.step(batch, meter)
 
@@ -354,7 +355,7 @@ def test_non_finite_steps_are_counted_skipped_and_end_the_run(name: str) -> None
     trainer = trainer_with_nan(spec)
     before = {key: value.clone() for key, value in trainer.networks.state_dict().items()}
     loader = loop.Loader(models.shipped_source(), batch_size=8, seed=0, prefetch=0)
-    meter = loop._Meter()
+    meter = step.Meter()
     trainer.step(next(loader), meter)
     with pytest.raises(TrainingError, match="3 steps had a non-finite gradient") as caught:
         train_on(trainer, loader, meter)
@@ -381,27 +382,27 @@ def test_non_finite_steps_are_reported() -> None:
 
 def test_claim_takes_an_empty_store_and_its_own_run(store: Store) -> None:
     """The first claim writes the spec; the same spec, with any resources or rhythm, may claim again."""
-    loop.claim(models.train_spec(), store)
+    record.claim(models.train_spec(), store)
     spec = models.train_spec(report_every_images=5, checkpoint_every_images=9)
-    loop.claim(spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 3})}), store)
+    record.claim(spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 3})}), store)
 
 
 def test_claim_refuses_another_run_with_the_differences(store: Store) -> None:
     """Another seed, length or family under the same URL is refused, key by key, and what is there stays."""
-    loop.claim(models.train_spec(), store)
-    before = store.get(loop.SPEC_KEY)
+    record.claim(models.train_spec(), store)
+    before = store.get(record.SPEC_KEY)
     with pytest.raises(CheckpointError, match="holds another run") as caught:
-        loop.claim(models.train_spec(seed=1, images=40, family={"beta": 2.0}), store)
+        record.claim(models.train_spec(seed=1, images=40, family={"beta": 2.0}), store)
     for line in ("seed: 1 here, 0 there", "training.images: 40 here, 48 there", "family.beta: 2.0 here, 1.0 there"):
         assert line in str(caught.value)
-    assert store.get(loop.SPEC_KEY) == before
+    assert store.get(record.SPEC_KEY) == before
     with pytest.raises(CheckpointError, match=r"family\.name: 'r3gan' here, 'vae' there"):
-        loop.claim(models.train_spec("r3gan"), store)
+        record.claim(models.train_spec("r3gan"), store)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"seed": 0}', b"\xff"])
 def test_claim_refuses_a_damaged_spec(store: Store, content: bytes) -> None:
     """A spec.json that is no spec is an error of the checkpoint that names the file."""
-    store.put(loop.SPEC_KEY, content)
-    with pytest.raises(CheckpointError, match=loop.SPEC_KEY):
-        loop.claim(models.train_spec(), store)
+    store.put(record.SPEC_KEY, content)
+    with pytest.raises(CheckpointError, match=record.SPEC_KEY):
+        record.claim(models.train_spec(), store)

@@ -17,11 +17,11 @@ PACKAGE = ROOT / "genworker"
 # Floor -> modules; ``name.*`` means the package with all that is in it, a plain name that module alone.
 FLOORS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
-    1: ("schema", "config"),
+    1: ("schema", "config", "registry"),
     2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "device"),
     3: ("bundle", "sampling.*", "bulk.plan", "bulk.records", "bulk.commit", "reading.*", "report.*"),
     4: (
-        *(f"training.{name}" for name in ("loop", "loader", "ema", "checkpoint", "collectives", "spec")),
+        *(f"training.{name}" for name in ("loop", "step", "record", "loader", "ema", "checkpoint", "collectives", "spec")),
         "works.*",
         "bulk.shard",
         "bulk.request",
