@@ -49,11 +49,26 @@ class StackConfig(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _groups_divide_the_channels(self) -> StackConfig:
+        for width in self.widths if self.block == "bottleneck" else ():
+            if 2 * width % num_groups(width, self.group_width):
+                raise ValueError(
+                    f"group_width {self.group_width}: a bottleneck of width {width} has {2 * width} channels inside, which "
+                    f"{num_groups(width, self.group_width)} groups do not divide; make twice each width a multiple of it"
+                )
+        return self
+
     @property
     def stages(self) -> list[tuple[int, int]]:
         """(width, number of blocks) of each stage, coarsest first."""
         blocks = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,) * len(self.widths)
         return list(zip(self.widths, blocks, strict=True))
+
+
+def num_groups(width: int, group_width: int) -> int:
+    """Groups of the 3x3 convolution of a bottleneck, which is twice as wide inside."""
+    return max(1, 2 * width // group_width)
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,7 @@ class BottleneckBlock(nn.Module):
         self.expand = initialise(nn.Conv2d(channels, inner, 1, bias=False), gain)
         self.first_bias = nn.Parameter(torch.zeros(inner, 1, 1))
         self.spread = initialise(
-            nn.Conv2d(inner, inner, 3, padding=1, groups=max(1, inner // group_width), bias=False), gain
+            nn.Conv2d(inner, inner, 3, padding=1, groups=num_groups(channels, group_width), bias=False), gain
         )
         self.second_bias = nn.Parameter(torch.zeros(inner, 1, 1))
         self.last = initialise(nn.Conv2d(inner, channels, 1, bias=False), 0.0)

@@ -12,7 +12,7 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,6 +45,15 @@ class VAEConfig(FamilyConfig):
     beta: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the KL term; 1 is the ELBO")
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     clip_norm: Annotated[float, Field(gt=0)] = Field(1000.0, description="largest gradient norm of a step")
+
+    @model_validator(mode="after")
+    def _flow_has_two_halves(self) -> VAEConfig:
+        if self.prior == "flow" and self.latent_dim < 2:
+            raise ValueError(
+                f"latent_dim {self.latent_dim}: prior flow moves one half of the latents by the other, so it needs 2 at "
+                "least; take more, or prior: standard"
+            )
+        return self
 
 
 class VAEEncoder(nn.Module):
