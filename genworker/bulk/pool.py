@@ -102,7 +102,7 @@ class ShardPool:
         except RayTaskError as err:
             raise (err.cause if isinstance(err.cause, GenworkerError) else err) from err
         except RayActorError as err:
-            raise JobError(f"the first actor died before it did anything: {err}") from err
+            raise JobError(f"the first actor died before it did anything: {_reason(err)}") from err
 
     def close(self) -> None:
         """End all actors now; what they were making is made again by the next run."""
@@ -126,7 +126,6 @@ class ShardPool:
         try:
             receipt: Receipt = ray.get(ref)
         except RayTaskError as err:
-            # Before RayActorError: an actor whose constructor failed is dead, but with a cause that says why.
             self._retry(member.given.pop(ref), err.cause if isinstance(err.cause, Exception) else err)
             return None
         except RayActorError as err:
@@ -153,21 +152,27 @@ class ShardPool:
         self._again.append(attempt)
 
     def _replace(self, member: _Member, err: RayActorError) -> None:
-        cause = getattr(err, "cause", None)
-        if isinstance(cause, RayTaskError) and isinstance(cause.cause, GenworkerError):
-            raise cause.cause
         self._deaths_in_a_row += 1
         limit = max(3, 2 * len(self._members))
-        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        reason = _reason(err)
         if self._deaths_in_a_row > limit:
             raise JobError(
-                f"{self._deaths_in_a_row} actors died without finishing a task in between, the last one: {err}; the dataset "
-                "is not published, what was made stays: mend the cause (memory is the usual one) and run the command again"
+                f"{self._deaths_in_a_row} actors died without finishing a task in between, the last one: "
+                f"{reason if err.actor_init_failed else err}; the dataset is not published, what was made stays: mend the "
+                "cause (memory is the usual one) and run the command again"
             ) from err
         self._on_event(f"an actor died and is replaced: {reason}")
-        running, *queued = member.given.values()
+        given = list(member.given.values())
         member.given.clear()
-        # Only the running task can have killed the actor; the queued ones keep their count.
-        self._again.extendleft(reversed(queued))
-        self._retry(running, JobError("the actor that made it died"))
+        # Only the running task can have killed the actor; the queued ones keep their count, and all do if none ran.
+        running = [] if err.actor_init_failed else [given.pop(0)]
+        self._again.extendleft(reversed(given))
+        for attempt in running:
+            self._retry(attempt, JobError(f"the actor that made it died: {reason}"))
         member.actor = self._start_actor()
+
+
+def _reason(err: RayActorError) -> str:
+    """One line of Ray's many. Of an error in an actor's constructor Ray keeps the text alone, which ends with the error."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()] or [type(err).__name__]
+    return lines[-1] if err.actor_init_failed else lines[0]
