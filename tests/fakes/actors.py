@@ -1,0 +1,93 @@
+"""Small actors for the pool: their shards are receipts and nothing else, and some of them fail on purpose.
+
+They lie in a module because Ray's workers import them by name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from genworker.bulk.records import Receipt
+from genworker.errors import DeterminismError, SourceError
+
+if TYPE_CHECKING:
+    from genworker.bulk.plan import Task
+
+
+def receipt_for(task: Task, attempt: int) -> Receipt:
+    """The receipt of a shard that nobody made."""
+    return Receipt(
+        shard_index=task.shard_index,
+        num_samples=task.num_samples,
+        num_bytes=1 + task.shard_index,
+        sha256=f"{task.shard_index:064x}",
+        attempt=attempt,
+    )
+
+
+class Steady:
+    """Makes every shard; the later a shard's index, the sooner it is done."""
+
+    def make(self, task: Task, attempt: int) -> Receipt:
+        time.sleep(0.02 * (task.shard_index % 3 == 0))
+        return receipt_for(task, attempt)
+
+    def echo(self, value: object) -> object:
+        """Give ``value`` back."""
+        return value
+
+    def refuse(self) -> NoReturn:
+        """Fail as our own code does."""
+        raise SourceError("refused")
+
+
+class Raising(Steady):
+    """Fails ``times`` times at every shard whose index is a multiple of four."""
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+
+    def make(self, task: Task, attempt: int) -> Receipt:
+        if task.shard_index % 4 == 0 and attempt < self._times:
+            raise ValueError(f"no luck at attempt {attempt}")
+        return super().make(task, attempt)
+
+
+class Hopeless(Steady):
+    """Meets a wall at shard 3 that no other attempt can pass."""
+
+    def make(self, task: Task, attempt: int) -> Receipt:
+        if task.shard_index == 3:
+            raise DeterminismError(f"{task.key}: other bytes at attempt {attempt}")
+        return super().make(task, attempt)
+
+
+class Dying(Steady):
+    """Is killed while it makes one of ``shards``, as often as attempts below ``times`` are made."""
+
+    def __init__(self, shards: tuple[int, ...], times: int = 1) -> None:
+        self._shards, self._times = shards, times
+
+    def make(self, task: Task, attempt: int) -> Receipt:
+        if task.shard_index in self._shards and attempt < self._times:
+            # The receipt of the shard before may still be on its way, and would be lost with the process.
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().make(task, attempt)
+
+
+class BrokenFromTheStart(Steady):
+    """Its constructor raises, as one does that cannot read its bundle."""
+
+    def __init__(self) -> None:
+        raise SourceError("cannot be set up: nothing is here")
+
+
+class DeadFromTheStart(Steady):
+    """Its process ends in the constructor, as one does that runs out of memory there."""
+
+    def __init__(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
