@@ -20,6 +20,7 @@ from genworker.schema import SampleBatch
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop, record, step
 from genworker.training.checkpoint import Counters, TrainingState
+from genworker.training.loader import Loader
 from genworker.training.loop import Hooks, TrainResult
 from genworker.training.record import BUNDLE_PREFIX, METRICS_KEY, read_metrics
 from tests.fakes import models
@@ -343,7 +344,7 @@ def trainer_with_nan(spec: TrainSpec) -> step.Trainer:
     return trainer
 
 
-def train_on(trainer: step.Trainer, loader: loop.Loader, meter: step.Meter) -> None:
+def train_on(trainer: step.Trainer, loader: Loader, meter: step.Meter) -> None:
     for batch in loader:
         trainer.step(batch, meter)
 
@@ -354,7 +355,7 @@ def test_non_finite_steps_are_counted_skipped_and_end_the_run(name: str) -> None
     spec = models.train_spec(name, max_nonfinite_steps=2)
     trainer = trainer_with_nan(spec)
     before = {key: value.clone() for key, value in trainer.networks.state_dict().items()}
-    loader = loop.Loader(models.shipped_source(), batch_size=8, seed=0, prefetch=0)
+    loader = Loader(models.shipped_source(), batch_size=8, seed=0, prefetch=0)
     meter = step.Meter()
     trainer.step(next(loader), meter)
     with pytest.raises(TrainingError, match="3 steps had a non-finite gradient") as caught:

@@ -1,0 +1,203 @@
+"""Two and three workers compute the gradient that one worker computes, for every family and loss, in a real process group.
+
+Run as a program, this file is one of the workers: it writes the gradients of every case, which the tests then compare.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+
+from genworker import families
+from genworker.families.gan_losses import LOSSES
+from genworker.training.loader import Loader, rank_slice
+from genworker.training.step import Meter, Trainer
+from tests.fakes import models
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+pytestmark = pytest.mark.slow
+
+WORLD_SIZES = (2, 3)
+TOLERANCE = 1e-5  # relative, in the Euclidean norm of each network's gradient; float32 sums in another order
+
+
+class Case(NamedTuple):
+    """One training step to compare."""
+
+    family: str
+    batch_size: int
+    values: dict[str, Any]
+
+
+CASES = {
+    **{f"r3gan-{loss}": Case("r3gan", 7, {"loss": loss}) for loss in LOSSES},
+    "r3gan-even": Case("r3gan", 6, {}),
+    "r3gan-r1-only": Case("r3gan", 7, {"r2": False}),
+    "r3gan-r2-only": Case("r3gan", 7, {"r1": False}),
+    "r3gan-unconditional": Case("r3gan", 7, {"conditional": False}),
+    "r3gan-bottleneck": Case("r3gan", 7, {"block": "bottleneck"}),
+    "vae-flow": Case("vae", 7, {"prior": "flow", "free_bits": 0.0}),
+    "vae-flow-even": Case("vae", 6, {"prior": "flow", "free_bits": 0.0}),
+    "vae-flow-free-bits": Case("vae", 7, {"prior": "flow", "free_bits": 1e6}),
+    "vae-bernoulli": Case("vae", 7, {"likelihood": "bernoulli"}),
+    "vae-unconditional": Case("vae", 7, {"conditional": False}),
+    "vae-bottleneck": Case("vae", 7, {"block": "bottleneck"}),
+    "vae-min-sigma": Case("vae", 7, {"min_sigma": 10.0}),
+    "vae-clipped": Case("vae", 7, {"clip_norm": 1e-3}),
+    # Free bits that cover no latent, some, and all of them.
+    "vae-free-bits-none": Case("vae", 7, {"prior": "standard", "free_bits": 0.0}),
+    "vae-free-bits-some": Case("vae", 7, {"prior": "standard", "free_bits": 0.35}),
+    "vae-free-bits-all": Case("vae", 7, {"prior": "standard", "free_bits": 1e6}),
+}
+
+
+def gradients(case: Case, rank: int, world_size: int) -> dict[str, Tensor]:
+    """The gradients of one training step, of every network; no weight moves, because the learning rate is 0."""
+    # The clipping norm is out of the way, and the KL term at full weight, unless a case says otherwise.
+    own = {"kl_warmup": 0.0, "clip_norm": 1e9} if case.family == "vae" else {}
+    spec = models.train_spec(
+        case.family,
+        family={"lr": {"start": 0.0, "end": 0.0}} | own | case.values,
+        batch_size=case.batch_size,
+        images=case.batch_size,
+    )
+    trainer = Trainer(spec, models.shipped_source(), rank, world_size, torch.device("cpu"))
+    models.shake(trainer.networks, scale=0.05)
+    with Loader(
+        models.shipped_source(), batch_size=case.batch_size, seed=0, rank=rank, world_size=world_size, prefetch=0
+    ) as loader:
+        trainer.step(next(loader), Meter())
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in trainer.networks.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def work(rank: int, folder: Path) -> None:
+    """Take part in a group of each size that has room for this rank, and write the gradients."""
+    torch.set_num_threads(1)
+    for world_size in (1, *WORLD_SIZES):
+        if rank >= world_size:
+            continue
+        if world_size > 1:
+            dist.init_process_group(
+                "gloo", init_method=(folder / f"group-{world_size}").as_uri(), rank=rank, world_size=world_size
+            )
+        for name, case in CASES.items():
+            safetensors.torch.save_file(
+                gradients(case, rank, world_size), folder / f"{name}-{world_size}-{rank}.safetensors"
+            )
+        if world_size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the gradients of every case, worker and group size."""
+    folder = tmp_path_factory.mktemp("gradients")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(max(WORLD_SIZES))
+    ]
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=240)
+            assert worker.returncode == 0, errors[-4000:]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    return folder
+
+
+def load(folder: Path, name: str, world_size: int, rank: int = 0) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(folder / f"{name}-{world_size}-{rank}.safetensors")
+
+
+def norm_by_network(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """The Euclidean norm of each network's gradient."""
+    networks = {name.split(".")[0] for name in tensors}
+    return {
+        network: float(
+            torch.cat([t.double().reshape(-1) for name, t in tensors.items() if name.startswith(f"{network}.")]).norm()
+        )
+        for network in networks
+    }
+
+
+def relative_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """The largest relative difference of a network's gradient."""
+    assert ours.keys() == theirs.keys()
+    size = norm_by_network(theirs)
+    difference = norm_by_network({name: ours[name] - theirs[name] for name in ours})
+    return max((difference[network] / size[network] if size[network] else difference[network]) for network in size)
+
+
+def test_every_family_is_compared() -> None:
+    """A family that is added to the table has to be added to these tests."""
+    assert {case.family for case in CASES.values()} == set(families.FAMILIES)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("name", CASES)
+def test_workers_together_compute_the_gradient_of_one(folder: Path, name: str, world_size: int) -> None:
+    """With the same global batch, even where it cannot be shared evenly, the gradient is one worker's up to rounding."""
+    one, many = load(folder, name, 1), load(folder, name, world_size)
+    assert all(gradient.isfinite().all() for gradient in one.values())
+    assert any(gradient.any() for gradient in one.values())
+    assert relative_difference(many, one) < TOLERANCE
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("name", CASES)
+def test_all_workers_hold_the_same_gradient(folder: Path, name: str, world_size: int) -> None:
+    """After the reduction every worker has the same bits, so that their weights never drift apart."""
+    first = load(folder, name, world_size)
+    for rank in range(1, world_size):
+        other = load(folder, name, world_size, rank)
+        assert all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_the_batch_of_these_tests_is_shared_unevenly() -> None:
+    """Seven images on two and three workers are what makes a wrong mean visible."""
+    for world_size in WORLD_SIZES:
+        parts = [rank_slice(7, rank, world_size) for rank in range(world_size)]
+        assert len({part.stop - part.start for part in parts}) == 2
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        *itertools.combinations([f"r3gan-{loss}" for loss in LOSSES], 2),
+        *itertools.combinations(["r3gan-relativistic", "r3gan-r1-only", "r3gan-r2-only"], 2),
+        *itertools.combinations(["vae-free-bits-none", "vae-free-bits-some", "vae-free-bits-all"], 2),
+        ("vae-flow", "vae-flow-free-bits"),
+        ("vae-flow", "vae-clipped"),
+        ("vae-bernoulli", "vae-min-sigma"),
+    ],
+)
+def test_the_cases_differ(folder: Path, left: str, right: str) -> None:
+    """Each case really computes something else: a difference between two of them is far above the tolerance."""
+    assert relative_difference(load(folder, left, 1), load(folder, right, 1)) > 100 * TOLERANCE
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))
