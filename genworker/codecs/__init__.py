@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from genworker.errors import UsageError
 from genworker.registry import lookup
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 # Dotted paths, because each codec knows a library that a command which handles no image should not import.
 CODECS = {
     "png": "genworker.codecs.png.PngCodec",
+    "webp": "genworker.codecs.webp.WebpCodec",
+    "jpeg": "genworker.codecs.jpeg.JpegCodec",
     "raw": "genworker.codecs.raw.RawCodec",
 }
 
@@ -33,5 +36,21 @@ def get(name: str) -> type[Codec]:
 
 
 def make(name: str, schema: ImageSchema) -> Codec:
-    """The codec called ``name`` for images of ``schema``; raises UsageError that lists the known names."""
-    return get(name)(schema)
+    """The codec called ``name`` for images of ``schema``.
+
+    Raises:
+        UsageError: there is no such codec, or it cannot store such images; the message lists those that can.
+    """
+    found = get(name)
+    if not _stores(found, schema):
+        able = ", ".join(other for other in CODECS if _stores(get(other), schema)) or "none"
+        channels = " or ".join(map(str, found.channels))
+        raise UsageError(
+            f"codec {name!r}: images of {schema.describe()}; it stores {channels} channels and sides up to "
+            f"{found.max_side}; codecs that store these images: {able}"
+        )
+    return found(schema)
+
+
+def _stores(codec: type[Codec], schema: ImageSchema) -> bool:
+    return schema.channels in codec.channels and max(schema.height, schema.width) <= codec.max_side

@@ -15,14 +15,21 @@ class Codec(Protocol):
         extension: file extension without the dot.
         lossless: decode(encode(x)) equals x bit for bit.
         is_image_file: the bytes are a file that image viewers and `datasets.Image` can open.
-        library: name and version of the encoder; part of a plan, because it decides the bytes.
+        channels: the channel counts that it can store; `codecs.make` refuses others.
+        max_side: the largest height and width that it can store; `codecs.make` refuses larger images.
+        library: name and version of the encoder, and its settings where there is a choice; part of a plan, because it
+            decides the bytes.
+        max_bytes: no image of the schema takes more bytes, whatever its pixels are.
     """
 
     name: ClassVar[str]
     extension: ClassVar[str]
     lossless: ClassVar[bool]
     is_image_file: ClassVar[bool]
+    channels: ClassVar[tuple[int, ...]]
+    max_side: ClassVar[int]
     library: str
+    max_bytes: int
 
     def __init__(self, schema: ImageSchema) -> None: ...
 
@@ -31,5 +38,5 @@ class Codec(Protocol):
         ...
 
     def decode(self, data: bytes) -> Pixels:
-        """Return uint8 [H, W, C]. Raises DatasetError when the bytes are not an image of this schema."""
+        """Return uint8 [H, W, C], the caller's own. Raises DatasetError when the bytes are not an image of this schema."""
         ...

@@ -11,9 +11,8 @@ import struct
 from typing import TYPE_CHECKING, ClassVar
 
 import imagecodecs
-import numpy as np
 
-from genworker.codecs.checks import check_pixels
+from genworker.codecs.checks import as_plain, check_pixels
 from genworker.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -43,14 +42,17 @@ class PngCodec:
     extension: ClassVar[str] = "png"
     lossless: ClassVar[bool] = True
     is_image_file: ClassVar[bool] = True
+    channels: ClassVar[tuple[int, ...]] = tuple(_COLOUR_TYPES)
+    max_side: ClassVar[int] = 2**31 - 1
     library = _library()
 
     def __init__(self, schema: ImageSchema) -> None:
         self._schema = schema
         self._shape = schema.pixel_shape
-        # imagecodecs' own estimate forgets the filter byte of each row, and narrow images of noise do not fit into it.
         raw = schema.height * schema.width * schema.channels
-        self._max_bytes = raw + raw // 8 + schema.height + 1024
+        self.max_bytes = raw + raw // 32 + schema.height + 128
+        # imagecodecs' own estimate forgets the filter byte of each row, and narrow images of noise do not fit into it.
+        self._buffer_bytes = raw + raw // 8 + schema.height + 1024
         self._header = struct.pack(
             ">8sI4sIIBBBBB",
             *(_SIGNATURE, 13, b"IHDR", schema.width, schema.height, 8, _COLOUR_TYPES[schema.channels], 0, 0, 0),
@@ -59,9 +61,8 @@ class PngCodec:
     def encode(self, pixels: Pixels) -> bytes:
         """Return the bytes of a PNG file."""
         check_pixels(pixels, self._shape)
-        # imagecodecs looks at the strides of axes of length one too, which numpy leaves as they came; reshaping resets them.
-        pixels = np.ascontiguousarray(pixels).reshape(-1).reshape(self._shape)
-        data = imagecodecs.png_encode(pixels, level=_LEVEL, strategy=_STRATEGY, filter=_FILTER, out=self._max_bytes)
+        pixels = as_plain(pixels, self._shape)
+        data = imagecodecs.png_encode(pixels, level=_LEVEL, strategy=_STRATEGY, filter=_FILTER, out=self._buffer_bytes)
         return bytes(data)
 
     def decode(self, data: bytes) -> Pixels:

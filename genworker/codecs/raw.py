@@ -23,11 +23,13 @@ class RawCodec:
     extension: ClassVar[str] = "bin"
     lossless: ClassVar[bool] = True
     is_image_file: ClassVar[bool] = False
+    channels: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+    max_side: ClassVar[int] = 2**31 - 1
     library = "raw 1"
 
     def __init__(self, schema: ImageSchema) -> None:
         self._shape = schema.pixel_shape
-        self._num_bytes = schema.height * schema.width * schema.channels
+        self.max_bytes = schema.height * schema.width * schema.channels
 
     def encode(self, pixels: Pixels) -> bytes:
         """Return height * width * channels bytes."""
@@ -36,10 +38,10 @@ class RawCodec:
 
     def decode(self, data: bytes) -> Pixels:
         """Return uint8 [H, W, C], a copy; raises DatasetError when the number of bytes is another."""
-        if len(data) != self._num_bytes:
+        if len(data) != self.max_bytes:
             height, width, channels = self._shape
             raise DatasetError(
-                f"raw image of {len(data)} bytes: {height}x{width}x{channels} pixels take {self._num_bytes}; "
+                f"raw image of {len(data)} bytes: {height}x{width}x{channels} pixels take {self.max_bytes}; "
                 "the image is damaged or belongs to another dataset"
             )
         return np.frombuffer(data, np.uint8).reshape(self._shape).copy()

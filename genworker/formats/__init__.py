@@ -46,5 +46,5 @@ def check_samples_per_shard(name: str, schema: ImageSchema, codec: Codec, sample
     advice = f"use at most {limit}" if limit else "not even one such image surely fits; use smaller images"
     raise PlanError(
         f"samples_per_shard {samples_per_shard}: a {name} shard of {schema.height}x{schema.width}x{schema.channels} "
-        f"{codec.name} images could pass 2 GiB, the most that readers can hold in one image column; {advice}"
+        f"{codec.name} images could pass 2 GiB, the most that readers surely take in one piece; {advice}"
     )

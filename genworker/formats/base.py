@@ -37,8 +37,8 @@ class ShardReader(Protocol):
         """All sample indices of the shard in stored order, int64 [N], without decoding an image."""
         ...
 
-    def batches(self) -> Iterator[SampleBatch]:
-        """Decode and yield all samples in stored order."""
+    def batches(self, first_row: int = 0) -> Iterator[SampleBatch]:
+        """Decode and yield samples in stored order, from position ``first_row`` of the shard on."""
         ...
 
     def read_row(self, row: int) -> SampleBatch:
@@ -52,11 +52,13 @@ class Format(Protocol):
     Attributes:
         name: what the user writes after ``--format``.
         extension: file extension without the dot.
+        arrow: what `pyarrow.dataset` calls such files, or None where it cannot read them.
         library: name and version of the writer's library; part of a plan, because it decides the bytes.
     """
 
     name: ClassVar[str]
     extension: ClassVar[str]
+    arrow: ClassVar[str | None]
     library: str
 
     def __init__(self, schema: ImageSchema, codec: Codec) -> None: ...

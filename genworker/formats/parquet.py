@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genworker.errors import DatasetError
+from genworker.formats.checks import check_labels
 from genworker.schema import SampleBatch
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class ParquetFormat:
 
     name: ClassVar[str] = "parquet"
     extension: ClassVar[str] = "parquet"
+    arrow: ClassVar[str | None] = "parquet"
     library = f"pyarrow {pa.__version__}"
 
     def __init__(self, schema: ImageSchema, codec: Codec) -> None:
@@ -58,13 +60,8 @@ class ParquetFormat:
         self._columns = pa.schema(columns)
 
     def max_samples_per_shard(self) -> int:
-        """How many images fit into 2 GiB, if each takes as many bytes as its pixels and 3%, a byte per row, and 128.
-
-        That is above what PNG can make of pixels that do not compress.
-        """
-        schema = self._schema
-        raw = schema.height * schema.width * schema.channels
-        return _MAX_IMAGE_BYTES // (raw + raw // 32 + schema.height + 128)
+        """How many images fit into 2 GiB, if each is as large as the codec can make it."""
+        return _MAX_IMAGE_BYTES // self._codec.max_bytes
 
     def writer(self, provenance: Mapping[str, str]) -> ParquetShardWriter:
         """Start a shard."""
@@ -113,15 +110,7 @@ class ParquetShardWriter:
         Raises:
             ValueError: pixels of another shape, labels missing, not wanted, or outside [0, num_classes).
         """
-        num_classes = self._schema.num_classes
-        if (batch.labels is not None) != bool(num_classes):
-            raise ValueError(
-                f"labels are {'missing' if num_classes else 'given'}; the schema has {num_classes} classes"
-            )
-        if batch.labels is not None and len(batch) and not 0 <= batch.labels.min() <= batch.labels.max() < num_classes:
-            raise ValueError(
-                f"labels span {batch.labels.min()}..{batch.labels.max()}; the schema has {num_classes} classes"
-            )
+        check_labels(batch, self._schema)
         self._images.extend(self._codec.encode(pixels) for pixels in batch.pixels)
         self._indices.append(batch.sample_index)
         if batch.labels is not None:
@@ -199,7 +188,10 @@ class ParquetShardReader:
         promised = self.provenance.get("num_samples")
         if promised is not None and promised != str(footer.num_rows):
             raise DatasetError(f"Parquet shard: it has {footer.num_rows} rows and says that it has {promised}")
-        self._ends = np.cumsum([footer.row_group(group).num_rows for group in range(footer.num_row_groups)])
+        sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        if min(sizes, default=1) < 1 or sum(sizes) != footer.num_rows:
+            raise DatasetError(f"Parquet shard: its row groups have {sizes} rows, it says {footer.num_rows} in all")
+        self._ends = np.cumsum(sizes)
         self._groups: dict[int, pa.RecordBatch] = {}
 
     @property
@@ -222,16 +214,24 @@ class ParquetShardReader:
         """All labels in stored order, int64 [N], without decoding an image; None for unlabelled data."""
         return self._integers("label") if "label" in self._file.schema_arrow.names else None
 
-    def batches(self) -> Iterator[SampleBatch]:
-        """Decode and yield all samples in stored order; raises DatasetError for a damaged page or image."""
+    def batches(self, first_row: int = 0) -> Iterator[SampleBatch]:
+        """Decode and yield samples in stored order, from ``first_row`` on; raises DatasetError for a damaged page or image."""
+        first_group = int(np.searchsorted(self._ends, first_row, side="right"))
+        groups = list(range(first_group, len(self._ends)))
+        row = int(self._ends[first_group - 1]) if first_group else 0
         with _as_dataset_error("cannot be read"):
-            records = self._file.iter_batches(batch_size=_DECODE_ROWS, use_threads=False)
-        while True:
+            records = self._file.iter_batches(batch_size=_DECODE_ROWS, row_groups=groups, use_threads=False)
+        while row < len(self):
             with _as_dataset_error("cannot be read"):
                 record = next(records, None)
+            # A damaged page can make pyarrow stop early, without a word.
             if record is None:
-                return
-            yield self._decode(record)
+                raise DatasetError(f"Parquet shard: {row} of {len(self)} rows can be read; the shard is damaged")
+            # The rows before the first that is wanted, of its row group alone, are read but not decoded.
+            wanted = record.slice(max(0, first_row - row))
+            row += record.num_rows
+            if wanted.num_rows:
+                yield self._decode(wanted)
 
     def read_row(self, row: int) -> SampleBatch:
         """Decode the one sample at position ``row``; raises IndexError outside [0, N)."""
