@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Dotted paths, because each format knows a library that a command which handles no shard should not import.
 FORMATS = {
     "parquet": "genworker.formats.parquet.ParquetFormat",
+    "webdataset": "genworker.formats.webdataset.WebDatasetFormat",
 }
 
 

@@ -187,7 +187,7 @@ def test_limit_holds_for_pixels_that_do_not_compress(
 
 def test_unknown_format_is_answered_with_the_known_names() -> None:
     """A format that nobody registered is a UsageError with all names and the nearest one."""
-    with pytest.raises(UsageError, match="known: parquet; did you mean 'parquet'"):
+    with pytest.raises(UsageError, match="known: parquet, webdataset; did you mean 'parquet'"):
         formats.get("parket")
 
 
