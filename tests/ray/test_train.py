@@ -1,0 +1,211 @@
+"""Training runs on a real Ray Train: what they leave, how they resume, and how their errors come out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from PIL import Image
+
+from genworker import bundle as bundles
+from genworker.errors import CheckpointError, ClusterError, SourceError, TrainingError
+from genworker.stores import open_store
+from genworker.training import checkpoint, record, step, trainer
+from genworker.training.spec import TrainSpec
+from tests.processes import running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from genworker.training.record import Metrics
+    from tests.servers import S3Server
+
+IMAGES, CHECKPOINT_EVERY, REPORT_EVERY = 2_048, 256, 128
+
+
+def spec_for(**changes: object) -> TrainSpec:
+    """A run of 64 steps of tiny networks on a few real images, in plain float32; ``changes`` replace whole parts."""
+    values: dict[str, object] = {
+        "seed": 1,
+        "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
+        "family": {
+            "name": "r3gan",
+            "latent_dim": 8,
+            "embedding_dim": 4,
+            "generator": {"widths": [8, 4], "patch": 2},
+            "discriminator": {"widths": [8, 4], "patch": 2},
+        },
+        "training": {
+            "images": IMAGES,
+            "batch_size": 32,
+            "precision": "float32",
+            "report_every_images": REPORT_EVERY,
+            "checkpoint_every_images": CHECKPOINT_EVERY,
+        },
+        "resources": {"workers": 2},
+    }
+    return TrainSpec.parse(values | changes, origin="test")
+
+
+def weights_of(url: str) -> dict[str, torch.Tensor]:
+    """The weights of a run's bundle."""
+    return safetensors.torch.load(open_store(url).get(record.BUNDLE_PREFIX + bundles.WEIGHTS_KEY))
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: int, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of an undisturbed run on two workers; not to be changed."""
+    url = str(tmp_path_factory.mktemp("finished"))
+    result = trainer.train(spec_for(), url)
+    assert (result.finished, result.images_seen) == (True, IMAGES)
+    return url
+
+
+@pytest.mark.slow
+def test_a_run_leaves_bundle_checkpoints_metrics_and_spec(finished: str) -> None:
+    """The URL holds what a resume, a reader and a person need, and nothing else."""
+    store = open_store(finished)
+    checkpoints = checkpoint.keys(store)
+    assert len(checkpoints) == spec_for().training.keep_checkpoints
+    expected = {record.SPEC_KEY, record.METRICS_KEY, *checkpoints}
+    expected |= {record.BUNDLE_PREFIX + name for name in (bundles.BUNDLE_KEY, bundles.WEIGHTS_KEY)}
+    assert {info.key for info in store.list()} == expected
+
+    assert TrainSpec.parse(json.loads(store.get(record.SPEC_KEY)), origin="test").spec_id == spec_for().spec_id
+    reports = record.read_metrics(store)
+    assert [line["images_seen"] for line in reports] == list(range(REPORT_EVERY, IMAGES + 1, REPORT_EVERY))
+    assert all(line["nonfinite_steps"] == 0 for line in reports)
+    bundle = bundles.load(store, record.BUNDLE_PREFIX)
+    assert bundle.info.lineage.images_seen == IMAGES
+    assert bundle.info.image_schema.class_names[9] == "Ankle boot"
+    images = bundle.generator()(torch.zeros(2, 8), torch.tensor([0, 9]))
+    assert images.shape == (2, 1, 28, 28)
+    assert torch.isfinite(images).all()
+
+
+@pytest.mark.slow
+def test_one_worker_trains_as_two_do(ray_cluster: int, finished: str, tmp_path: Path) -> None:
+    """One and two workers share batches, noise and initial weights: what differs is the order of summation."""
+    trainer.train(spec_for(resources={"workers": 1}), str(tmp_path))
+    start, one, two = weights_at_start(), weights_of(str(tmp_path)), weights_of(finished)
+    assert start.keys() == one.keys() == two.keys()
+    # Adam enlarges rounding with every step; other noise, another order of images or another start would give differences
+    # as large as the movement.
+    assert distance(one, two) < 0.05 * distance(one, start)
+
+
+def distance(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    """The Euclidean distance between all weights."""
+    return float(torch.cat([(one[name] - two[name]).reshape(-1) for name in one]).norm())
+
+
+def weights_at_start() -> dict[str, torch.Tensor]:
+    """The generator's weights before the first step."""
+    from genworker.sources import open_source
+
+    spec = spec_for()
+    start = step.Trainer(spec, open_source(spec.data), 0, 1, torch.device("cpu"))
+    return {name: tensor.clone() for name, tensor in start.average.networks.state_dict().items()}
+
+
+@pytest.mark.slow
+def test_a_killed_driver_resumes_to_the_same_weights(ray_cluster: int, finished: str, tmp_path: Path) -> None:
+    """After kill -9 of the driver the next run goes on from the newest checkpoint and ends in the same bits."""
+    out, spec_file = tmp_path / "run", tmp_path / "spec.yaml"
+    spec_file.write_text(yaml.safe_dump(spec_for().model_dump(mode="json")), encoding="utf-8")
+    with running(["genworker", "train", str(spec_file), "--out", str(out)], tmp_path) as program:
+        program.wait_until(lambda: out.is_dir() and bool(checkpoint.keys(open_store(str(out)))))
+        program.kill()
+    before = [line["images_seen"] for line in record.read_metrics(open_store(str(out)))]
+    assert before
+    assert before[-1] < IMAGES
+
+    seen: list[Metrics] = []
+    result = trainer.train(spec_for(), str(out), seen.append)
+    assert (result.finished, result.images_seen) == (True, IMAGES)
+    assert seen[0].get("images_seen", IMAGES) > before[-1]
+    assert_same_run(str(out), finished)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_checkpoint(ray_cluster: int, finished: str, tmp_path: Path) -> None:
+    """KeyboardInterrupt makes the workers save where they are, comes out again, and the next run ends in the same bits."""
+
+    def interrupt(metrics: Metrics) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(spec_for(), str(tmp_path), interrupt)
+    assert checkpoint.keys(open_store(str(tmp_path)))
+    trainer.train(spec_for(), str(tmp_path))
+    assert_same_run(str(tmp_path), finished)
+
+
+def assert_same_run(url: str, other: str) -> None:
+    """Equal weights to the last bit, and reports at the same places."""
+    one, two = (bundles.load_info(open_store(place), record.BUNDLE_PREFIX) for place in (url, other))
+    assert one.digest == two.digest
+    reports, expected = (record.read_metrics(open_store(place)) for place in (url, other))
+    assert [line["images_seen"] for line in reports] == [line["images_seen"] for line in expected]
+    assert reports[-1]["generator.loss"] == expected[-1]["generator.loss"]
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_comes_out_with_its_type_and_message(ray_cluster: int, tmp_path: Path) -> None:
+    """Too many corrupt images, found by a worker in mid-run: the driver raises the worker's SourceError."""
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(20):
+            path = tmp_path / "data" / name / f"{number:02d}.png"
+            Image.new("L", (28, 28), number * 10).save(path)
+            if number >= 15:
+                path.write_bytes(b"not an image")
+    data = {
+        "name": "image-folder",
+        "url": str(tmp_path / "data"),
+        "image_size": 28,
+        "channels": 1,
+        "max_corrupt": 2,
+    }
+    with pytest.raises(SourceError, match=r"images cannot be used, more than max_corrupt 2: .*1[5-9]\.png"):
+        trainer.train(spec_for(data=data), str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_a_diverging_run_is_a_training_error(ray_cluster: int, tmp_path: Path) -> None:
+    """Weights that become infinite end the run with what to change, not with a bundle of nonsense."""
+    family = spec_for().family.model_dump() | {"lr": {"start": 1e30, "end": 1e30}}
+    training = spec_for().training.model_dump() | {"max_nonfinite_steps": 3}
+    with pytest.raises(TrainingError, match=r"4 steps had a non-finite gradient .*lower family\.lr"):
+        trainer.train(spec_for(family=family, training=training), str(tmp_path))
+    assert not (tmp_path / record.BUNDLE_PREFIX).exists()
+
+
+def test_another_spec_is_refused(ray_cluster: int, tmp_path: Path) -> None:
+    """A URL that holds another run is refused with the differences, before Ray Train starts."""
+    record.claim(spec_for(), open_store(str(tmp_path)))
+    with pytest.raises(CheckpointError, match=r"seed: 2 here, 1 there"):
+        trainer.train(spec_for(seed=2), str(tmp_path))
+
+
+def test_more_workers_than_the_cluster_holds(ray_cluster: int, tmp_path: Path) -> None:
+    """Asking for too many workers names both numbers instead of waiting for nodes that never come."""
+    with pytest.raises(ClusterError, match=rf"9 workers .* need 9 CPUs .*has {ray_cluster} CPUs"):
+        trainer.train(spec_for(resources={"workers": 9}), str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_run_in_s3(
+    ray_cluster: int, finished: str, moto: S3Server, point_at: Callable[[S3Server], None], tmp_path: Path
+) -> None:
+    """Checkpoints, metrics and bundle go to s3:// as they go to a folder, with the same weights."""
+    point_at(moto)
+    url = f"s3://{moto.new_bucket()}/runs/1"
+    trainer.train(spec_for(), url)
+    assert {info.key for info in open_store(url).list()} == {info.key for info in open_store(finished).list()}
+    assert_same_run(url, finished)
