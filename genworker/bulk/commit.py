@@ -41,6 +41,7 @@ from genworker.errors import (
     ObjectMissingError,
     PlanError,
 )
+from genworker.reading.shard import naming
 from genworker.stores.base import Store
 
 
@@ -181,12 +182,18 @@ def read_receipts(store: Store, plan: Plan) -> Mapping[int, Receipt]:
 def adopt(store: Store, plan: Plan, task: Task) -> Receipt:
     """Make the receipt of a stored shard that has none, after checking that it is whole and of this plan."""
     data = store.get(task.key)
-    provenance = dict(plan.open_format().reader(data).provenance)
-    if provenance != plan.provenance(task):
-        raise DatasetError(
-            f"{store.url}/{task.key}: says that it is {provenance}, expected {plan.provenance(task)}; it was not written by "
-            "this job: remove it and run the command again"
-        )
+    with naming(store, task.key):
+        reader = plan.open_format().reader(data)
+        provenance = dict(reader.provenance)
+        if provenance != plan.provenance(task):
+            raise DatasetError(
+                f"says that it is {provenance}, expected {plan.provenance(task)}; it was not written by this job: remove it "
+                "and run the command again"
+            )
+        # Every sample is decoded, because from here on the receipt vouches for these bytes.
+        indices = [int(index) for batch in reader.batches() for index in batch.sample_index]
+        if indices != list(range(task.first_index, task.first_index + task.num_samples)):
+            raise DatasetError("holds other samples than its plan says: remove it and run the command again")
     return Receipt(
         shard_index=task.shard_index,
         num_samples=task.num_samples,
