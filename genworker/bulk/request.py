@@ -18,7 +18,7 @@ from genworker.bulk.shard import numerics_here
 from genworker.bundle import BundleInfo
 from genworker.config import Spec
 from genworker.device import pick_device
-from genworker.errors import PlanError
+from genworker.errors import PlanError, UsageError
 from genworker.schema import ImageSchema
 from genworker.stores import open_store
 
@@ -65,6 +65,7 @@ def default_samples_per_shard(num_samples: int, schema: ImageSchema) -> int:
 def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
     """The plan of a request. Raises PlanError or UsageError when it cannot be carried out."""
     schema = sample_schema(info)
+    _check_labels(spec, schema)
     codec = codecs.make(spec.codec, schema)
     per_shard = spec.samples_per_shard or default_samples_per_shard(spec.num_samples, schema)
     formats.check_samples_per_shard(spec.format, schema, codec, per_shard)
@@ -75,7 +76,7 @@ def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
             "seed": spec.seed,
             "num_samples": spec.num_samples,
             "samples_per_shard": per_shard,
-            "labels": spec.labels if schema.num_classes else "balanced",
+            "labels": spec.labels,
             "split": spec.split,
             "format": spec.format,
             "codec": spec.codec,
@@ -83,6 +84,13 @@ def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
         },
         origin="generate",
     )
+
+
+def _check_labels(spec: GenerateSpec, schema: ImageSchema) -> None:
+    if spec.labels != "balanced" and not schema.num_classes:
+        raise UsageError(
+            f"labels {spec.labels!r}: this model knows no classes, so its samples have no labels; leave --labels out"
+        )
 
 
 def resolve(spec: GenerateSpec) -> Plan:
@@ -117,5 +125,6 @@ def check_same(spec: GenerateSpec, info: BundleInfo, existing: Plan) -> Plan:
 
 def virtual_plan(info: BundleInfo, num_samples: int, seed: int, device: torch.device) -> Plan:
     """The plan of a dataset that nobody stores: the samples that `generate` would write on this machine by default."""
-    spec = GenerateSpec(bundle="-", out="-", num_samples=num_samples, seed=seed)
+    values = {"bundle": "-", "out": "-", "num_samples": num_samples, "seed": seed}
+    spec = GenerateSpec.parse(values, origin="samples of a bundle")
     return make_plan(spec, info, numerics_for(spec, sample_schema(info), device))
