@@ -58,8 +58,8 @@ def default_samples_per_shard(num_samples: int, schema: ImageSchema) -> int:
     Depends on the dataset alone, never on the cluster: the plan must be the same wherever the job runs.
     """
     by_size = _TARGET_SHARD_BYTES // (schema.channels * schema.height * schema.width)
-    wanted = min(by_size, -(-num_samples // _MIN_SHARDS))
-    return max(128, -(-wanted // 128) * 128)
+    wanted = min(by_size, num_samples // _MIN_SHARDS)
+    return max(128, wanted // 128 * 128)
 
 
 def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
