@@ -1,0 +1,155 @@
+"""`ray job submit` to a cluster of its own that wants a token: the entries in jobs/, run by the code that was submitted."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+import genworker
+from genworker import bundle as bundles
+from genworker.reading import verify
+from genworker.stores import open_store
+from genworker.training import loop
+from tests.datasets import all_samples
+from tests.processes import run, running
+from tests.servers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tests.processes import Program
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(genworker.__file__).parent.parent
+SHIPPED_VERSION = f"{genworker.__version__}+submitted"
+
+TINY_SPEC = {
+    "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
+    "family": {
+        "name": "r3gan",
+        "latent_dim": 8,
+        "generator": {"widths": [8, 4], "patch": 2},
+        "discriminator": {"widths": [8, 4], "patch": 2},
+    },
+    "training": {"images": 256, "batch_size": 32, "report_every_images": 128},
+    "resources": {"workers": 2},
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head node: where jobs go, and the variables that let them in."""
+
+    address: str
+    environment: dict[str, str]
+    token: str
+    working_dir: Path
+
+    def submit(self, entry: Sequence[str], folder: Path, environment: dict[str, str]) -> Program:
+        """Run `ray job submit` to the end of the job."""
+        command = ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", "--", "python", *entry]
+        return run(command, folder, environment, cwd=self.working_dir)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A head node with token authentication, on ports and in a folder of its own; ended by its process ids."""
+    folder = tmp_path_factory.mktemp("head")
+    token = secrets.token_hex(32)
+    token_path = folder / "token"
+    token_path.touch(mode=0o600)
+    token_path.write_text(token, encoding="utf-8")
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+    working_dir = folder / "code"
+    for name in ("genworker", "jobs"):
+        shutil.copytree(REPOSITORY / name, working_dir / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # The package is installed here too; what runs must be what was submitted.
+    init = working_dir / "genworker" / "__init__.py"
+    text = init.read_text(encoding="utf-8")
+    init.write_text(text.replace(f'"{genworker.__version__}"', f'"{SHIPPED_VERSION}"'), encoding="utf-8")
+
+    dashboard = free_port()
+    options = {
+        "port": free_port(),
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": free_port(),
+        "dashboard-agent-grpc-port": free_port(),
+        "runtime-env-agent-port": free_port(),
+        "ray-client-server-port": free_port(),
+        # Any free ports, so that another cluster on this machine is not in the way.
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        "num-cpus": 4,
+        "node-ip-address": "127.0.0.1",
+    }
+    # Paths of sockets are limited to about a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="gw-", ignore_cleanup_errors=True) as temp:
+        command = ["ray", "start", "--head", "--block", f"--temp-dir={temp}"]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        with running(command, folder, environment) as program:
+            program.wait_until(lambda: is_open(dashboard))
+            yield Head(f"http://127.0.0.1:{dashboard}", environment, token, working_dir)
+
+
+def is_open(port: int) -> bool:
+    """Whether somebody listens on a loopback port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def test_a_submitted_job_publishes(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
+    """jobs/generate.py joins the cluster that it was submitted to, and leaves a sound dataset and no token."""
+    out = tmp_path / "out"
+    entry = ["jobs/generate.py", tiny_bundle, "--out", str(out), "--num-samples=600", "--samples-per-shard=100"]
+    program = head.submit([*entry, "--actors=3"], tmp_path, head.environment)
+    printed = program.stdout + program.stderr
+    assert program.process.returncode == 0, printed
+    assert "600 samples in 6 shards" in printed
+    assert verify(str(out)) == []
+    indices, _, _ = all_samples(str(out))
+    assert indices.tolist() == list(range(600))
+    assert head.token not in printed
+    assert not [path for path in out.rglob("*") if path.is_file() and head.token.encode() in path.read_bytes()]
+
+
+def test_a_submitted_job_that_fails_says_why(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
+    """More actors than the cluster holds: the job fails with that message, and `ray job submit` with it."""
+    entry = ["jobs/generate.py", tiny_bundle, "--out", str(tmp_path / "out"), "--num-samples=600", "--actors=9"]
+    program = head.submit(entry, tmp_path, head.environment)
+    assert program.process.returncode != 0
+    assert "9 actors were asked for" in program.stdout + program.stderr
+    assert "Traceback" not in program.stdout + program.stderr
+
+
+def test_without_a_token_nothing_is_accepted(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
+    """A client without the token, and one with another, are refused: nothing runs."""
+    entry = ["jobs/generate.py", tiny_bundle, "--out", str(tmp_path / "out"), "--num-samples=600"]
+    for environment in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
+        program = head.submit(entry, tmp_path, environment)
+        assert program.process.returncode != 0
+        assert "token" in (program.stdout + program.stderr).lower()
+        assert "submitted successfully" not in program.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_submitted_training_run_leaves_a_bundle(head: Head, tmp_path: Path) -> None:
+    """jobs/train.py trains on the cluster's workers, with the code that was submitted."""
+    spec = tmp_path / "tiny.yaml"
+    spec.write_text(yaml.safe_dump(TINY_SPEC), encoding="utf-8")
+    out = tmp_path / "run"
+    program = head.submit(["jobs/train.py", str(spec), "--out", str(out)], tmp_path, head.environment)
+    assert program.process.returncode == 0, program.stdout + program.stderr
+    info = bundles.load_info(open_store(str(out)), loop.BUNDLE_PREFIX)
+    assert info.lineage.images_seen == 256
+    assert info.lineage.versions["genworker"] == SHIPPED_VERSION
