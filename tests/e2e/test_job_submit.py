@@ -18,7 +18,7 @@ import genworker
 from genworker import bundle as bundles
 from genworker.reading import verify
 from genworker.stores import open_store
-from genworker.training import loop
+from genworker.training.record import BUNDLE_PREFIX
 from tests.datasets import all_samples
 from tests.processes import run, running
 from tests.servers import free_port
@@ -150,6 +150,6 @@ def test_a_submitted_training_run_leaves_a_bundle(head: Head, tmp_path: Path) ->
     out = tmp_path / "run"
     program = head.submit(["jobs/train.py", str(spec), "--out", str(out)], tmp_path, head.environment)
     assert program.process.returncode == 0, program.stdout + program.stderr
-    info = bundles.load_info(open_store(str(out)), loop.BUNDLE_PREFIX)
+    info = bundles.load_info(open_store(str(out)), BUNDLE_PREFIX)
     assert info.lineage.images_seen == 256
     assert info.lineage.versions["genworker"] == SHIPPED_VERSION
