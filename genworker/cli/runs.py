@@ -16,12 +16,12 @@ from genworker.training.spec import TrainSpec
 def run_training(spec: TrainSpec, out: str, title: str) -> str:
     """Train, unless the run is finished already; returns the bundle's URL."""
     store, bundle_url = open_store(out), child_url(out, "bundle")
-    record.claim(spec, store)
     try:
         info = bundles.load_info(store, record.BUNDLE_PREFIX)
     except BundleError:
         pass
     else:
+        record.claim(spec, store)  # the bundle of another run must not pass for this one's
         console.print(f"{title}: {out} is finished ({info.lineage.images_seen:,} images seen)", soft_wrap=True)
         return bundle_url
     display = Display(title, spec.training.images, "images")
