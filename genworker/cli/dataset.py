@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from genworker.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -90,7 +96,7 @@ def show(url_or_bundle: str, index: int, out: Path, seed: int, regenerate: bool)
 
     batch = one_sample(url_or_bundle, index, seed, regenerate=regenerate)
     pixels = batch.pixels[0]
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(out, format="PNG")
+    _save(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), out)
     label = "" if batch.labels is None else f", class {int(batch.labels[0])}"
     click.echo(f"{out}: sample {index}{label}, {pixels.shape[1]}x{pixels.shape[0]}")
 
@@ -108,5 +114,14 @@ def sheet(url_or_bundle: str, out: Path, per_class: int, seed: int, real_spec: s
     from genworker.cli.look import make_sheet
 
     image = make_sheet(url_or_bundle, per_class, seed, real_spec)
-    image.save(out, format="PNG")
+    _save(image, out)
     click.echo(f"{out}: {image.width}x{image.height}")
+
+
+def _save(image: Image, out: Path) -> None:
+    try:
+        image.save(out, format="PNG")
+    except OSError as err:
+        raise UsageError(
+            f"--out {out}: cannot be written: {err.strerror or err}; name a file in a folder that exists"
+        ) from err
