@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,10 @@ def _bundle_facts(info: bundles.BundleInfo) -> dict[str, Any]:
 def _run_facts(store: Store) -> dict[str, Any]:
     metrics = record.read_metrics(store)
     facts: dict[str, Any] = {"finished": _has(store, record.BUNDLE_PREFIX + bundles.BUNDLE_KEY)}
-    return facts | ({"last_report": metrics[-1]} if metrics else {"last_report": "none yet"})
+    if not metrics:
+        return facts | {"last_report": "none yet"}
+    # JSON has no word for what is not finite.
+    return facts | {"last_report": {k: v if math.isfinite(v) else None for k, v in metrics[-1].items()}}
 
 
 def _dataset_facts(store: Store) -> dict[str, Any]:
