@@ -6,12 +6,15 @@ writes, and never shows a dataset that is not finished.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from genworker.reading.manifest import read_manifest
+from genworker.errors import DatasetError, UsageError
+from genworker.reading.manifest import Fault, read_manifest
 from genworker.reading.shard import naming, open_shard
+from genworker.schema import SampleBatch
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
@@ -20,11 +23,15 @@ if TYPE_CHECKING:
     from genworker.bulk.plan import Plan
     from genworker.bulk.records import Manifest
     from genworker.formats.base import ShardReader
-    from genworker.schema import ImageSchema, Pixels, SampleBatch
+    from genworker.schema import ImageSchema, Pixels
     from genworker.stores.base import Store
 
 # Random access jumps between neighbours and a few hot shards; each open one is held in memory as it is stored.
 _MAX_OPEN_SHARDS = 4
+
+OnBadShard = Literal["raise", "skip"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +50,22 @@ class Sample:
 
 
 class Dataset:
-    """A finished dataset; made by `open_dataset`. It can be pickled, for the workers of a torch DataLoader."""
+    """A finished dataset; made by `open_dataset`. It can be pickled, for the workers of a torch DataLoader.
 
-    def __init__(self, store: Store, manifest: Manifest, *, verify: bool) -> None:
+    Attributes:
+        url: where it lies.
+        manifest: what it holds.
+        skipped: the shards that were left out, with ``on_bad_shard="skip"``, in the order in which they were met, each
+            once. Every process has its own list; each entry is also logged as a warning.
+    """
+
+    def __init__(self, store: Store, manifest: Manifest, *, verify: bool, on_bad_shard: OnBadShard = "raise") -> None:
+        if on_bad_shard not in get_args(OnBadShard):
+            raise UsageError(f"on_bad_shard {on_bad_shard!r}: say 'raise' or 'skip'")
         self.url = store.url
         self.manifest = manifest
+        self.skipped: list[Fault] = []
+        self._on_bad_shard = on_bad_shard
         self._store = store
         self._verify = verify
         self._format = manifest.plan.open_format()
@@ -105,19 +123,58 @@ class Dataset:
             DatasetError: a shard is missing, damaged, or differs from the manifest.
         """
         for shard_index in range(len(self.manifest.shards)) if shards is None else shards:
-            # Not kept open: a pass over everything would only push out what random access has open.
-            reader = self._open[shard_index] if shard_index in self._open else self._open_shard(shard_index)
-            batches = iter(reader.batches())
-            while True:
-                # Not around the yield: what the caller raises there is none of the shard's doing.
-                with naming(self._store, self.manifest.shards[shard_index].key):
-                    batch = next(batches, None)
-                if batch is None:
-                    break
-                yield batch
+            yield from self._rows(shard_index, 0, self.manifest.shards[shard_index].num_samples)
+
+    def read(self, first: int, stop: int) -> Iterator[SampleBatch]:
+        """Yield samples [first, stop) in order, in batches of whatever size the shards' format gives.
+
+        Raises:
+            IndexError: the range reaches outside [0, len].
+            DatasetError: a shard is missing, damaged, or differs from the manifest.
+        """
+        if not 0 <= first <= stop <= len(self):
+            raise IndexError(f"samples [{first}, {stop}): the dataset has {len(self)}")
+        while first < stop:
+            task = self.plan.task(self.plan.shard_of(first))
+            end = min(stop, task.first_index + task.num_samples)
+            yield from self._rows(task.shard_index, first - task.first_index, end - task.first_index)
+            first = end
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
+
+    def _rows(self, shard_index: int, first: int, stop: int) -> Iterator[SampleBatch]:
+        """Yield rows [first, stop) of a shard."""
+        key = self.manifest.shards[shard_index].key
+        try:
+            # Not kept open: a pass over everything would only push out what random access has open.
+            reader = self._open[shard_index] if shard_index in self._open else self._open_shard(shard_index)
+        except DatasetError as err:
+            self._skip(key, err)
+            return
+        batches = iter(reader.batches(first))
+        while first < stop:
+            # Not around the yield: what the caller raises there is none of the shard's doing.
+            try:
+                with naming(self._store, key):
+                    batch = next(batches, None)
+            except DatasetError as err:
+                self._skip(key, err)
+                return
+            if batch is None:
+                return
+            batch = _first_of(batch, stop - first)
+            first += len(batch)
+            yield batch
+
+    def _skip(self, key: str, err: DatasetError) -> None:
+        """Note a bad shard and go on, or raise."""
+        if self._on_bad_shard == "raise":
+            raise err
+        fault = Fault(key, str(err).removeprefix(f"{self.url}/{key}: "))
+        if all(known.key != key for known in self.skipped):
+            self.skipped.append(fault)
+            _log.warning("%s: shard skipped: %s", self.url, fault)
 
     def _reader(self, shard_index: int) -> ShardReader:
         if shard_index in self._open:
@@ -133,20 +190,31 @@ class Dataset:
         return open_shard(self._store, self.manifest, shard_index, self._format, verify=self._verify)
 
 
-def open_dataset(url: str, *, verify: bool = True) -> Dataset:
+def open_dataset(url: str, *, verify: bool = True, on_bad_shard: OnBadShard = "raise") -> Dataset:
     """Open a finished dataset.
 
     Args:
         url: where `genworker generate` wrote it.
         verify: compare each shard's SHA-256 with the manifest whenever the shard is fetched.
+        on_bad_shard: what passes over the data do with a shard that is missing, damaged or not the manifest's: ``raise``
+            a DatasetError, or ``skip`` it, name it in `Dataset.skipped`, and go on. One sample by index always raises, and
+            so does a store that fails.
 
     Raises:
         DatasetError: there is none, it is unfinished, or its manifest is damaged.
         StoreError: the store failed.
-        UsageError: the URL is of no known scheme.
+        UsageError: the URL is of no known scheme, or ``on_bad_shard`` is another word.
     """
     store = open_store(url)
-    return Dataset(store, read_manifest(store), verify=verify)
+    return Dataset(store, read_manifest(store), verify=verify, on_bad_shard=on_bad_shard)
+
+
+def _first_of(batch: SampleBatch, num: int) -> SampleBatch:
+    """The first ``num`` samples of a batch, or all that there are."""
+    if len(batch) <= num:
+        return batch
+    labels = None if batch.labels is None else batch.labels[:num]
+    return SampleBatch(batch.sample_index[:num], batch.pixels[:num], labels)
 
 
 def _sample(batch: SampleBatch, position: int) -> Sample:

@@ -12,7 +12,7 @@ import pytest
 
 from genworker import codecs, formats
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, SUCCESS_KEY, Plan, Task
-from genworker.errors import DatasetError
+from genworker.errors import DatasetError, StoreError, UsageError
 from genworker.reading import Fault, open_dataset, verify
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.stores import open_store
@@ -20,6 +20,7 @@ from tests.fakes import dataset as fake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from genworker.bulk.records import Manifest
     from genworker.stores import Store
@@ -88,6 +89,50 @@ def test_readers_can_share_the_shards(url: str, manifest: Manifest) -> None:
     seen = np.concatenate([np.concatenate(half) for half in halves])
     assert sorted(seen.tolist()) == list(range(50))
     assert np.concatenate(halves[0]).tolist() == [*range(15), *range(30, 45)]
+
+
+@pytest.mark.parametrize(("first", "stop"), [(0, 50), (0, 0), (7, 8), (14, 16), (13, 46), (30, 45), (49, 50)])
+def test_any_range_can_be_read(url: str, manifest: Manifest, first: int, stop: int) -> None:
+    """read(first, stop) gives these samples in order, whichever shards they lie in."""
+    batches = list(open_dataset(url).read(first, stop))
+    assert [index for batch in batches for index in batch.sample_index.tolist()] == list(range(first, stop))
+    for batch in batches:
+        np.testing.assert_array_equal(batch.pixels, fake.pixels_of(fake.SCHEMA, batch.sample_index))
+    with pytest.raises(IndexError, match=r"samples \[0, 51\): the dataset has 50"):
+        next(open_dataset(url).read(0, 51))
+
+
+def test_bad_shards_stop_a_pass_unless_they_are_to_be_skipped(
+    url: str, store: Store, manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By default a damaged shard raises; skipped, it is named once in `skipped` and in the log, and all others are read."""
+    store.put(KEYS[0], store.get(KEYS[0])[:-1], overwrite=True)
+    store.delete(KEYS[2])
+    with pytest.raises(DatasetError, match=f"{KEYS[0]}: has SHA-256"):
+        list(open_dataset(url))
+    dataset = open_dataset(url, on_bad_shard="skip")
+    assert dataset.skipped == []
+    for _ in range(2):
+        assert [sample.index for sample in dataset] == [*range(15, 30), *range(45, 50)]
+        assert [fault.key for fault in dataset.skipped] == [KEYS[0], KEYS[2]]
+    assert dataset.skipped[0].problem.startswith("has SHA-256")
+    assert dataset.skipped[1].problem.startswith("is missing, the manifest names it")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert KEYS[2] in caplog.text
+    with pytest.raises(DatasetError, match=KEYS[2]):
+        dataset[31]
+    with pytest.raises(UsageError, match="on_bad_shard 'ignore': say 'raise' or 'skip'"):
+        open_dataset(url, on_bad_shard="ignore")  # type: ignore[arg-type]
+
+
+def test_a_store_that_fails_is_no_bad_shard(tmp_path: Path) -> None:
+    """Skipping is for shards alone: what the store itself cannot do raises."""
+    plan = fake.make_plan()
+    fake.publish(str(tmp_path), plan)
+    (tmp_path / KEYS[1]).unlink()
+    (tmp_path / KEYS[1]).symlink_to(tmp_path / KEYS[1])
+    with pytest.raises(StoreError):
+        list(open_dataset(str(tmp_path), on_bad_shard="skip"))
 
 
 def test_dataset_travels_to_other_processes(url: str, manifest: Manifest) -> None:
