@@ -140,6 +140,19 @@ class Dataset:
             yield from self._rows(task.shard_index, first - task.first_index, end - task.first_index)
             first = end
 
+    def to_arrow(self) -> Any:
+        """A `pyarrow.dataset.Dataset` of columns sample_index, image and label, over the manifest's shards and no others.
+
+        It reads by byte range and compares no digests. Its ``files`` and ``filesystem`` are what other readers of Parquet
+        take: ``ray.data.read_parquet(arrow.files, filesystem=arrow.filesystem)``.
+
+        Raises:
+            UsageError: the shards are of a format that Arrow cannot read.
+        """
+        from genworker.reading.arrow import arrow_dataset
+
+        return arrow_dataset(self._store, self.manifest)
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
 
