@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from genworker.bulk.plan import Plan
     from genworker.bulk.records import Manifest
     from genworker.formats.base import ShardReader
+    from genworker.reading.torch_stream import TorchStream
     from genworker.schema import ImageSchema, Pixels
     from genworker.stores.base import Store
 
@@ -139,6 +140,16 @@ class Dataset:
             end = min(stop, task.first_index + task.num_samples)
             yield from self._rows(task.shard_index, first - task.first_index, end - task.first_index)
             first = end
+
+    def to_torch(self, *, rank: int = 0, world_size: int = 1) -> TorchStream:
+        """A torch `IterableDataset` of the samples of one rank; see `genworker.reading.torch_stream.TorchStream`.
+
+        Raises:
+            UsageError: ``rank`` is not in [0, world_size).
+        """
+        from genworker.reading.torch_stream import TorchStream
+
+        return TorchStream(self, rank=rank, world_size=world_size)
 
     def to_arrow(self) -> Any:
         """A `pyarrow.dataset.Dataset` of columns sample_index, image and label, over the manifest's shards and no others.
