@@ -21,7 +21,10 @@ FLOORS: dict[int, tuple[str, ...]] = {
     2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "device"),
     3: ("bundle", "sampling.*", "bulk.plan", "bulk.records", "bulk.commit", "reading.*", "report.*"),
     4: (
-        *(f"training.{name}" for name in ("loop", "step", "record", "loader", "ema", "checkpoint", "collectives", "spec")),
+        *(
+            f"training.{name}"
+            for name in ("loop", "step", "record", "loader", "ema", "checkpoint", "collectives", "spec")
+        ),
         "works.*",
         "bulk.shard",
         "bulk.request",
