@@ -31,7 +31,7 @@ _SHOWN_METRICS = {
 class Display:
     """A progress bar on a terminal, lines elsewhere (a job's log)."""
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
+    def __init__(self, title: str, total: int, unit: str, note: str = "") -> None:
         self._title, self._total, self._unit = title, total, unit
         self._live = console.is_terminal
         self._last_line = 0.0
@@ -44,7 +44,7 @@ class Display:
             console=console,
             disable=not self._live,
         )
-        self._task = self._progress.add_task(title, total=total, note="starting Ray")
+        self._task = self._progress.add_task(title, total=total, note=note)
 
     def update(self, done: int, note: str) -> None:
         """Show how far the work is."""

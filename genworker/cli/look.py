@@ -77,7 +77,7 @@ def one_sample(url: str, index: int, seed: int, *, regenerate: bool) -> SampleBa
 
 
 def make_sheet(url: str, per_class: int, seed: int, real_spec: str | None) -> Image:
-    """A contact sheet of a dataset (published or not) or a bundle, beside real images of a spec's data if one is given."""
+    """A contact sheet of a published dataset or a bundle, beside real images of a spec's data if one is given."""
     store = open_store(url)
     blocks = []
     if real_spec is not None:

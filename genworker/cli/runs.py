@@ -24,7 +24,7 @@ def run_training(spec: TrainSpec, out: str, title: str) -> str:
         record.claim(spec, store)  # the bundle of another run must not pass for this one's
         console.print(f"{title}: {out} is finished ({info.lineage.images_seen:,} images seen)", soft_wrap=True)
         return bundle_url
-    display = Display(title, spec.training.images, "images")
+    display = Display(title, spec.training.images, "images", note="starting Ray")
     with display.running():
         result = trainer.train(spec, out, display.on_metrics, display.event)
     if not result.finished:
@@ -34,6 +34,6 @@ def run_training(spec: TrainSpec, out: str, title: str) -> str:
 
 def run_generation(spec: GenerateSpec, title: str) -> JobResult:
     """Generate with a live display."""
-    display = Display(title, spec.num_samples, "samples")
+    display = Display(title, spec.num_samples, "samples", note="starting Ray")
     with display.running():
         return run_job(spec, display.on_job)
