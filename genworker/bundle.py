@@ -135,8 +135,7 @@ def load_info(store: Store, prefix: str = "") -> BundleInfo:
         data = json.loads(store.get(prefix + BUNDLE_KEY))
     except ObjectMissingError as err:
         raise BundleError(
-            f"{where}: there is no bundle here; "
-            "name the folder 'bundle' below the URL that `genworker train` was given"
+            f"{where}: there is no bundle here; name the folder 'bundle' below the URL that `genworker train` was given"
         ) from err
     except (UnicodeDecodeError, ValueError, RecursionError) as err:
         raise BundleError(f"{where}: is not JSON: {err}") from err

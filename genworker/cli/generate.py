@@ -17,7 +17,9 @@ from genworker import codecs, formats
 @click.option("--samples-per-shard", type=click.IntRange(min=1), help="Default: by size, at least 16 shards.")
 @click.option("--labels", default="balanced", show_default=True, help="balanced, uniform, or one class number.")
 @click.option("--split", type=click.Choice(["train", "test", "validation"]), default="train", show_default=True)
-@click.option("--format", "format", default="parquet", show_default=True, help=f"Of shards: {', '.join(formats.names())}.")
+@click.option(
+    "--format", "format", default="parquet", show_default=True, help=f"Of shards: {', '.join(formats.names())}."
+)
 @click.option("--codec", default="png", show_default=True, help=f"Of images: {', '.join(codecs.names())}.")
 @click.option(
     "--precision",

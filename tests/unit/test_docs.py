@@ -75,7 +75,8 @@ def test_the_readme_names_what_the_registries_hold() -> None:
 
 def test_the_add_a_table_names_real_tables() -> None:
     """Each row of "Add a ..." names a folder with a contract and the table that takes the new line."""
-    rows = re.findall(r"^\| [\w ]+ \| `genworker/(\w+)/<name>\.py`.*`(\w+)/base\.py`.*\| `(\w+)`, `(\S+)` \|$", README, re.MULTILINE)
+    row = r"^\| [\w ]+ \| `genworker/(\w+)/<name>\.py`.*`(\w+)/base\.py`.*\| `(\w+)`, `(\S+)` \|$"
+    rows = re.findall(row, README, re.MULTILINE)
     packages = {"codecs": codecs, "formats": formats, "stores": stores, "sources": sources, "families": families}
     assert {row[0] for row in rows} == set(packages)
     for folder, contract, table, file in rows:
@@ -101,7 +102,10 @@ def test_the_test_command_stands_between_its_markers() -> None:
 def test_help_is_quick_and_says_nothing_wrong() -> None:
     """`python -m` style calls of --help work in a fresh process."""
     done = subprocess.run(
-        [sys.executable, "-c", "from genworker.cli import main; main()", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "from genworker.cli import main; main()", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "generate" in done.stdout
     assert not done.stderr
