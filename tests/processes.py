@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Generous: Ray's workers run at low priority, and other work on the machine slows them.
 FINISH_SECONDS = 240.0
 # Most of Ray notices a dead driver at once; its two agents ask only once a minute.
-LEFTOVER_SECONDS = 5.0
+LEFTOVER_SECONDS = 2.0
 
 _MARK = "GENWORKER_TEST_MARK"
 _BIN = Path(sys.executable).parent
