@@ -101,7 +101,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
         remote = ray.remote(ShardActor).options(**options)
         reporter = _Reporter(on_progress)
         pool = ShardPool(
-            lambda: remote.remote(spec.out, use_gpu=spec.use_gpu),
+            lambda: remote.remote(store.url, use_gpu=spec.use_gpu),  # absolute: actors have other working directories
             num_actors,
             max_attempts=spec.max_attempts,
             on_event=reporter.event,

@@ -6,10 +6,11 @@ In: a URL and the wanted image size. Out: uint8 pixels and labels by index. A so
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from genworker.config import Spec
 from genworker.errors import SourceError
@@ -23,11 +24,21 @@ Split = Literal["train", "test"]
 class SourceConfig(Spec):
     """What every source lets the user say; each source adds its own ``name``."""
 
+    special_urls: ClassVar[frozenset[str]] = frozenset()  # words that are no paths
+
     name: str
     url: str | None = Field(None, description="folder, file or s3:// prefix; some sources have a default")
     split: Split = Field("train", description="which part of the data")
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use only the first so many images")
     max_corrupt: Annotated[int, Field(ge=0)] = Field(10, description="undecodable images to tolerate before stopping")
+
+    @field_validator("url")
+    @classmethod
+    def _absolute(cls, url: str | None) -> str | None:
+        # Relative to where the spec is read: workers open the data in working directories of their own.
+        if not url or "://" in url or url in cls.special_urls:
+            return url
+        return str(Path(url).expanduser().absolute())
 
 
 class ResizedConfig(SourceConfig):

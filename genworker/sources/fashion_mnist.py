@@ -46,6 +46,8 @@ CLASS_NAMES = (
 class FashionMnistConfig(SourceConfig):
     """Fashion-MNIST from IDX files, or the 10,000 training images that ship with genworker."""
 
+    special_urls: ClassVar[frozenset[str]] = frozenset({SHIPPED})
+
     name: Literal["fashion-mnist"] = "fashion-mnist"
     url: str | None = Field(
         None,

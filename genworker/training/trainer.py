@@ -110,13 +110,14 @@ def train(
         SourceError, CheckpointError, TrainingError, StoreError: as the loop raises them.
     """
     open_source(spec.data)  # a wrong path should not cost a cluster start
-    record.claim(spec, open_store(url))
+    store = open_store(url)
+    record.claim(spec, store)
     resources = spec.resources
     with cluster.connect():
         cluster.check_workers(resources.workers, resources.cpus_per_worker, use_gpu=resources.use_gpu)
         board = ray.remote(Board).options(num_cpus=0).remote()
         outcome: dict[str, Any] = {}
-        fit = threading.Thread(target=_fit, args=(spec, url, board, outcome), daemon=True)
+        fit = threading.Thread(target=_fit, args=(spec, store.url, board, outcome), daemon=True)
         fit.start()
         try:
             _follow(fit, board, on_progress, on_event)
@@ -154,6 +155,7 @@ def _follow(
 
 
 def _fit(spec: TrainSpec, url: str, board: Any, outcome: dict[str, Any]) -> None:
+    # The URL is absolute here: workers have working directories of their own.
     import ray.train
     import ray.train.torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -96,6 +97,14 @@ def test_bytes_do_not_depend_on_a_killed_actor(tiny_bundle: str, finished: str, 
     generate(request_for(tiny_bundle, tmp_path / "out"), kill_one)
     assert killed
     assert any("an actor died and is replaced" in event for event in events)
+    assert published_digests(str(tmp_path / "out")) == published_digests(finished)
+
+
+def test_urls_may_be_relative(tiny_bundle: str, finished: str, tmp_path: Path) -> None:
+    """Relative URLs mean the driver's working directory, though actors have others."""
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    with contextlib.chdir(tmp_path):
+        generate(request_for("bundle", Path("out")))
     assert published_digests(str(tmp_path / "out")) == published_digests(finished)
 
 

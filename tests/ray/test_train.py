@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,11 +60,12 @@ def weights_of(url: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def finished(ray_cluster: int, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URL of an undisturbed run on two workers; not to be changed."""
-    url = str(tmp_path_factory.mktemp("finished"))
-    result = trainer.train(spec_for(), url)
+    """URL of an undisturbed run on two workers, named relative to the driver's working directory; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(folder):
+        result = trainer.train(spec_for(), "run")
     assert (result.finished, result.images_seen) == (True, IMAGES)
-    return url
+    return str(folder / "run")
 
 
 @pytest.mark.slow

@@ -161,3 +161,10 @@ def test_a_file_that_vanishes_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"1\.png"):
         values(found, 1)
     assert found.corrupt == []
+
+
+def test_a_relative_folder_is_the_reading_process_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative URL is made absolute where the spec is read, because workers open it from elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    assert FolderConfig(url="photos", image_size=8).url == str(tmp_path / "photos")
+    assert FolderConfig(url="s3://bucket/photos", image_size=8).url == "s3://bucket/photos"
