@@ -129,15 +129,17 @@ def write_receipts(store: Store, plan: Plan, receipts: Iterable[Receipt]) -> Non
         store.put(f"{RECEIPTS_PREFIX}{first:08d}-{name}.json", text)
 
 
-def committed(store: Store, plan: Plan) -> dict[int, Receipt]:
+def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None = None) -> dict[int, Receipt]:
     """What was committed so far, by shard index, from storage alone.
 
     A shard that is stored but named by no receipt (the driver died in between) is opened and checked to be the plan's own.
+    ``receipts`` is what `read_receipts` gave, for a caller that has read them already.
 
     Raises:
         DatasetError: data/ holds an object that is no shard of this plan, or one that differs from its receipt.
     """
-    receipts = read_receipts(store, plan)
+    if receipts is None:
+        receipts = read_receipts(store, plan)
     expected = {plan.shard_key(index): index for index in range(plan.num_shards)}
     found: dict[int, Receipt] = {}
     for info in store.list(DATA_PREFIX):

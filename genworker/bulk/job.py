@@ -117,10 +117,11 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
 
 
 def _evaluate(plan: Plan, store: Store, pool: ShardPool, reporter: _Reporter) -> JobResult:
-    receipts = commit.committed(store, plan)
+    written = commit.read_receipts(store, plan)
+    receipts = commit.committed(store, plan, written)
     reporter.begin(plan, receipts)
     # Shards that are stored but were adopted without a receipt get theirs with the first batch.
-    unwritten = [receipts[index] for index in sorted(receipts.keys() - commit.read_receipts(store, plan).keys())]
+    unwritten = [receipts[index] for index in sorted(receipts.keys() - written.keys())]
     written_at = time.monotonic()
     try:
         for receipt in pool.run(task for task in plan.tasks() if task.shard_index not in receipts):

@@ -14,9 +14,10 @@ from pydantic import Field, field_validator
 
 from genworker.config import Spec
 from genworker.errors import SourceError
+from genworker.schema import ImageSchema
 
 if TYPE_CHECKING:
-    from genworker.schema import ImageSchema, Int64Array, SampleBatch
+    from genworker.schema import Int64Array, SampleBatch
 
 Split = Literal["train", "test"]
 
@@ -46,6 +47,16 @@ class ResizedConfig(SourceConfig):
 
     image_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="height and width of what is read, pixels")
     channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for RGB; images are converted")
+
+    def image_schema(self, num_classes: int, class_names: tuple[str, ...]) -> ImageSchema:
+        """The schema of what is read, for data with these classes."""
+        return ImageSchema(
+            channels=self.channels,
+            height=self.image_size,
+            width=self.image_size,
+            num_classes=num_classes,
+            class_names=class_names,
+        )
 
 
 class Source(Protocol):

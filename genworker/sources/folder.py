@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from genworker.config import digest_of
 from genworker.errors import CorruptImageError, SourceError
-from genworker.schema import ImageSchema
 from genworker.sources.base import ResizedConfig, SourceConfig, Split, require_url
 from genworker.sources.encoded import EncodedImage, EncodedSource
 from genworker.sources.images import MAX_ENCODED_BYTES
@@ -53,13 +52,7 @@ class FolderSource(EncodedSource):
         self._labels = [_label(info.key.removeprefix(prefix), numbers) for info in self._files]
         super().__init__(
             url=url,
-            schema=ImageSchema(
-                channels=config.channels,
-                height=config.image_size,
-                width=config.image_size,
-                num_classes=len(classes),
-                class_names=classes,
-            ),
+            schema=config.image_schema(len(classes), classes),
             length=len(self._files),
             max_corrupt=config.max_corrupt,
         )

@@ -18,7 +18,6 @@ from pydantic import Field
 
 from genworker.config import digest_of
 from genworker.errors import CorruptImageError, SourceError
-from genworker.schema import ImageSchema
 from genworker.sources.base import ResizedConfig, SourceConfig, require_url
 from genworker.sources.encoded import EncodedImage, EncodedSource
 from genworker.sources.parquet_files import ParquetFiles
@@ -72,13 +71,7 @@ class ParquetSource(EncodedSource):
         num_classes = self._num_classes(config.num_classes, class_names)
         super().__init__(
             url=url,
-            schema=ImageSchema(
-                channels=config.channels,
-                height=config.image_size,
-                width=config.image_size,
-                num_classes=num_classes,
-                class_names=class_names,
-            ),
+            schema=config.image_schema(num_classes, class_names),
             length=min(num_rows, config.limit or num_rows),
             max_corrupt=config.max_corrupt,
         )
