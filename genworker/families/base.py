@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genworker.config import Spec
@@ -20,10 +20,20 @@ from genworker.schema import ImageSchema
 
 
 class Cosine(Spec):
-    """A value that moves from ``start`` to ``end`` along half a cosine over the training run, counted in images seen."""
+    """A value that moves from ``start`` to ``end`` along half a cosine over the training run, counted in images seen.
+
+    A plain number in a spec is a value that does not move.
+    """
 
     start: float
     end: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"start": value, "end": value}
+        return value
 
     def at(self, progress: float) -> float:
         """The value at ``progress`` in [0, 1]; constant outside."""
@@ -40,10 +50,15 @@ class FamilyConfig(Spec):
     latent_dim: Annotated[int, Field(ge=1, le=4096)] = 64
     conditional: bool = Field(True, description="use labels where the data has them")
     lr: Cosine
-    ema_halflife_images: Annotated[float, Field(ge=0)] = Field(10_000, description="half-life of the weight average")
+    ema_halflife_images: Cosine = Field(Cosine(start=10_000, end=10_000), description="half-life of the weight average")
     ema_rampup: Annotated[float, Field(gt=0)] | None = Field(
         0.1, description="half-life at most this share of the images seen"
     )
+
+    @property
+    def unit(self) -> int:
+        """Neighbours of a batch that a loss looks at together, and that therefore stay on one worker."""
+        return 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,10 @@ class StepContext(Protocol):
         """
         ...
 
+    def uniform(self, stream: int, dim: int) -> Tensor:
+        """Uniform float32 [n, dim] in [0, 1), addressed like `noise`; a stream is used for one of the two only."""
+        ...
+
     def global_mean(self, value: Tensor) -> Tensor:
         """Mean of a per-worker batch mean over the global batch, detached; every worker must call it equally often."""
         ...
@@ -82,6 +101,7 @@ class StepContext(Protocol):
 
 Networks = nn.ModuleDict
 Losses = dict[str, Tensor]
+Measures = dict[str, float | list[float]]
 
 
 @dataclass(frozen=True)
@@ -93,17 +113,44 @@ class Phase:
         networks: names of the sub-networks whose parameters this phase moves; all others are frozen during it.
         loss: maps (networks, batch, context) to named scalars, each the mean over the worker's batch. ``loss`` is
             minimised, the others are logged.
-        betas: Adam's betas.
+        beta1: Adam's first beta.
+        beta2: Adam's second beta, which may move over the run.
         eps: Adam's epsilon.
-        clip_norm: largest norm of the gradient of the global batch, or None.
+        clip_norm: the gradient of the global batch is scaled down to this norm, or None.
+        skip_norm: a step whose gradient has a larger norm is skipped and counted (Child 2021, "VDVAE"), or None.
+        every: the phase runs in every so many-th training step; WGAN-GP moves its generator in every fifth.
     """
 
     name: str
     networks: tuple[str, ...]
     loss: Callable[[Networks, Batch, StepContext], Losses]
-    betas: tuple[float, float] = (0.9, 0.999)
+    beta1: float = 0.9
+    beta2: Cosine = Cosine(start=0.999, end=0.999)
     eps: float = 1e-8
     clip_norm: float | None = None
+    skip_norm: float | None = None
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Band:
+    """What the watchdog expects of one metric.
+
+    Attributes:
+        metric: its name in the reports, such as ``discriminator.real_sign``.
+        low: smallest healthy value, or None.
+        high: largest healthy value, or None.
+        meaning: what a value outside tells, and what to change; a sentence for the user.
+        action: ``warn`` raises an alarm and goes on; ``rollback`` also returns to the last good checkpoint.
+        from_progress: the band holds from this share of the run on; before it, training has just begun.
+    """
+
+    metric: str
+    low: float | None
+    high: float | None
+    meaning: str
+    action: Literal["warn", "rollback"] = "warn"
+    from_progress: float = 0.05
 
 
 class Generator(Protocol):
@@ -139,4 +186,22 @@ class Family(Protocol):
 
     def generator(self, networks: Networks) -> Generator:
         """The generating sub-network; ``networks`` needs to hold the served ones only."""
+        ...
+
+    def examine(self, networks: Networks, train: Batch, held_out: Batch | None, ctx: StepContext) -> Measures:
+        """Measure the health of the networks without gradients, at every report, on rank 0 alone (no collectives).
+
+        Args:
+            networks: as trained, not averaged.
+            train: images that were trained on, of at most a few hundred.
+            held_out: images that never are, or None where the run holds none out.
+            ctx: noise for ``train``'s and ``held_out``'s rows alike.
+
+        Returns:
+            Numbers, or one list of numbers per latent, by metric name.
+        """
+        ...
+
+    def bands(self) -> tuple[Band, ...]:
+        """What the watchdog watches in this family's losses and measures."""
         ...

@@ -15,7 +15,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genworker.families.base import Batch, Cosine, FamilyConfig, Generator, Losses, Networks, Phase, StepContext
+from genworker.families.base import (
+    Band,
+    Batch,
+    Cosine,
+    FamilyConfig,
+    Generator,
+    Losses,
+    Measures,
+    Networks,
+    Phase,
+    StepContext,
+)
 from genworker.families.blocks import ClassEmbedding, DownStack, StackConfig, UpStack
 from genworker.families.gan_losses import LOSSES
 from genworker.schema import ImageSchema
@@ -38,7 +49,7 @@ class R3GANConfig(FamilyConfig):
     r1: bool = Field(True, description="penalise the discriminator's gradient at real images")
     r2: bool = Field(True, description="penalise it at generated images")
     gamma: Cosine = Field(Cosine(start=1.0, end=0.1), description="weight of both penalties; grows with resolution")
-    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    beta2: Cosine = Cosine(start=0.9, end=0.99)
 
 
 class R3GANGenerator(nn.Module):
@@ -101,10 +112,10 @@ class R3GAN:
 
     def phases(self) -> tuple[Phase, ...]:
         """One discriminator step, then one generator step with fresh latents."""
-        betas = (0.0, self.config.beta2)
+        beta2 = self.config.beta2
         return (
-            Phase("discriminator", ("discriminator",), self._discriminator_loss, betas),
-            Phase("generator", ("generator",), self._generator_loss, betas),
+            Phase("discriminator", ("discriminator",), self._discriminator_loss, beta1=0.0, beta2=beta2),
+            Phase("generator", ("generator",), self._generator_loss, beta1=0.0, beta2=beta2),
         )
 
     def generator(self, networks: Networks) -> Generator:
@@ -145,3 +156,16 @@ class R3GAN:
             with torch.no_grad():
                 real = networks["discriminator"](batch.images, labels).float()
         return {"loss": self._loss.generator(real, fake)}
+
+    def examine(self, networks: Networks, train: Batch, held_out: Batch | None, ctx: StepContext) -> Measures:
+        """How much better the discriminator knows its training images than images it never saw."""
+        if held_out is None:
+            return {}
+        discriminator = networks["discriminator"]
+        seen = discriminator(train.images, train.labels if self.num_classes else None).float()
+        unseen = discriminator(held_out.images, held_out.labels if self.num_classes else None).float()
+        return {"discriminator.held_out_gap": float(seen.mean() - unseen.mean())}
+
+    def bands(self) -> tuple[Band, ...]:
+        """None yet."""
+        return ()

@@ -16,7 +16,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genworker.families.base import Batch, Cosine, FamilyConfig, Generator, Losses, Networks, Phase, StepContext
+from genworker.families.base import (
+    Band,
+    Batch,
+    Cosine,
+    FamilyConfig,
+    Generator,
+    Losses,
+    Measures,
+    Networks,
+    Phase,
+    StepContext,
+)
 from genworker.families.blocks import ClassEmbedding, DownStack, StackConfig, UpStack
 from genworker.families.priors import FlowPrior, StandardPrior, standard_log_prob
 from genworker.schema import ImageSchema
@@ -43,7 +54,7 @@ class VAEConfig(FamilyConfig):
     )
     free_bits: Annotated[float, Field(ge=0)] = Field(0.05, description="nats of KL per latent that are not penalised")
     beta: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the KL term; 1 is the ELBO")
-    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    beta2: Cosine = Cosine(start=0.999, end=0.999)
     clip_norm: Annotated[float, Field(gt=0)] = Field(1000.0, description="largest gradient norm of a step")
 
     @model_validator(mode="after")
@@ -135,14 +146,22 @@ class VAE:
 
     def phases(self) -> tuple[Phase, ...]:
         """One step of all networks on the negative ELBO."""
-        betas = (0.9, self.config.beta2)
-        return (Phase("elbo", ("encoder", "decoder", "prior"), self._loss, betas, clip_norm=self.config.clip_norm),)
+        networks = ("encoder", "decoder", "prior")
+        return (Phase("elbo", networks, self._loss, beta2=self.config.beta2, clip_norm=self.config.clip_norm),)
 
     def generator(self, networks: Networks) -> Generator:
         """Prior and decoder."""
         decoder = networks["decoder"]
         assert isinstance(decoder, VAEDecoder)
         return VAESampler(networks["prior"], decoder)
+
+    def examine(self, networks: Networks, train: Batch, held_out: Batch | None, ctx: StepContext) -> Measures:
+        """Nothing yet."""
+        return {}
+
+    def bands(self) -> tuple[Band, ...]:
+        """None yet."""
+        return ()
 
     def _loss(self, networks: Networks, batch: Batch, ctx: StepContext) -> Losses:
         config = self.config

@@ -51,6 +51,12 @@ def normals(seed: int, stream: int, first: int, count: int, dim: int) -> npt.NDA
     return out.reshape(count, dim)
 
 
+def uniforms(seed: int, stream: int, first: int, count: int, dim: int) -> npt.NDArray[np.float32]:
+    """Return uniform variates in [0, 1), float32 [count, dim]; row k belongs to index first + k."""
+    words = raw_words(seed, stream, first, count, dim)
+    return ((words >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)  # 24 bits: exact, and below 1
+
+
 def latents(seed: int, first: int, count: int, latent_dim: int) -> npt.NDArray[np.float32]:
     """Return the latents of samples [first, first + count), float32 [count, latent_dim]."""
     return normals(seed, Stream.LATENTS, first, count, latent_dim)

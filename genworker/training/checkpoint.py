@@ -31,6 +31,8 @@ class Counters:
 
     images_seen: int = 0
     nonfinite_steps: int = 0
+    skipped_steps: int = 0
+    rollbacks: int = 0
 
 
 @dataclass(frozen=True)

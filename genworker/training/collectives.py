@@ -22,28 +22,31 @@ class WorkerGroup:
     Attributes:
         rank: in [0, world_size).
         world_size: 1 means that no process group is needed.
-        share: this worker's part of the global batch, n_local / batch_size; the shares of all workers sum to 1.
+        share: this worker's part of a global batch, n_local / batch_size; the shares of all workers sum to 1.
     """
 
     rank: int
     world_size: int
     share: float
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor:
-        """Replace gradients by their sum over all workers and return the flat sum, one vector.
+    def sum_gradients(self, parameters: Iterable[nn.Parameter], vote: float = 0.0) -> tuple[Tensor, float]:
+        """Replace gradients by their sum over all workers; return the flat sum, one vector, and the sum of all votes.
 
         Losses are means over the local batch, so each worker scales its loss by its `share` before the backward pass; the
-        sum is then the gradient of the mean over the global batch. A parameter without a gradient counts as zero.
+        sum is then the gradient of the mean over the global batch. A parameter without a gradient counts as zero. The vote
+        rides along, so that workers agree on something in every step at no cost.
         """
         parameters = list(parameters)
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
+        pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+        flat = torch.cat([*pieces, pieces[0].new_tensor([vote])])
         if self.world_size > 1:
             dist.all_reduce(flat)
+        flat, votes = flat[:-1], float(flat[-1])
         offset = 0
         for parameter in parameters:
             parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
             offset += parameter.numel()
-        return flat
+        return flat, votes
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over the global batch of a mean over each worker's part, detached."""
@@ -59,3 +62,13 @@ class WorkerGroup:
         tensor = torch.tensor([value], device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.broadcast(tensor, src=0)
         return int(tensor.item())
+
+    def gather(self, values: list[float]) -> list[list[float]]:
+        """Every worker's ``values`` (equally many on each), by rank, on every worker."""
+        if self.world_size == 1:
+            return [values]
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        ours = torch.tensor(values, dtype=torch.float64, device=device)
+        everyone = [torch.empty_like(ours) for _ in range(self.world_size)]
+        dist.all_gather(everyone, ours)
+        return [row.tolist() for row in everyone]

@@ -26,9 +26,9 @@ class WeightAverage:
         self._rampup = config.ema_rampup
 
     @torch.no_grad()
-    def update(self, batch_size: int, images_seen: int) -> None:
+    def update(self, batch_size: int, images_seen: int, progress: float) -> None:
         """Move towards the current weights after a step of ``batch_size`` images."""
-        halflife = self._halflife
+        halflife = self._halflife.at(progress)
         if self._rampup is not None:
             halflife = min(halflife, self._rampup * images_seen)
         keep = 0.5 ** (batch_size / halflife) if halflife > 0 else 0.0

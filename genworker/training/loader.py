@@ -42,14 +42,15 @@ class LoaderBatch:
     images_seen: int
 
 
-def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
+def rank_slice(batch_size: int, rank: int, world_size: int, unit: int = 1) -> slice:
     """The part of a global batch that ``rank`` computes.
 
-    The slices of all ranks are contiguous, cover the batch in order, and differ in length by at most one.
+    The slices of all ranks are contiguous, cover the batch in order, hold whole units of ``unit`` neighbours (which must
+    divide the batch), and differ in length by at most one unit.
     """
-    base, longer = divmod(batch_size, world_size)
+    base, longer = divmod(batch_size // unit, world_size)
     first = rank * base + min(rank, longer)
-    return slice(first, first + base + (rank < longer))
+    return slice(unit * first, unit * (first + base + (rank < longer)))
 
 
 def permutation(length: int, seed: int, epoch: int) -> Int64Array:
@@ -110,6 +111,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        unit: int = 1,
         prefetch: int = 2,
     ) -> None:
         """Check the request; nothing is read before the first batch is asked for.
@@ -121,6 +123,7 @@ class Loader:
             rank: which part of every global batch this loader makes.
             world_size: number of ranks.
             start: images seen before, at any position of an epoch.
+            unit: neighbours of a batch that stay on one rank; divides batch_size.
             prefetch: batches to prepare ahead.
 
         Raises:
@@ -129,7 +132,9 @@ class Loader:
         """
         if not 0 <= rank < world_size:
             raise UsageError(f"rank {rank}: must lie in [0, world_size {world_size})")
-        if batch_size < world_size:
+        if batch_size % unit:
+            raise UsageError(f"batch_size {batch_size}: must be a multiple of {unit}, the images that stay together")
+        if batch_size < world_size * unit:
             raise UsageError(
                 f"batch_size {batch_size}: is the number of images per step over all workers, so it must be at least "
                 f"the number of workers, {world_size}; raise batch_size or use fewer workers"
@@ -146,7 +151,7 @@ class Loader:
         self.images_seen = start
         self.wait_seconds = 0.0
         self._source, self._batch_size, self._prefetch = source, batch_size, prefetch
-        self._part = rank_slice(batch_size, rank, world_size)
+        self._part = rank_slice(batch_size, rank, world_size, unit)
         self._order = Order(len(source), seed)
         self._ready: deque[LoaderBatch] = deque()
         self._changed = threading.Condition()

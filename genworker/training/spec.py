@@ -11,6 +11,7 @@ from genworker.families import AnyFamilyConfig
 from genworker.sources import SOURCES
 from genworker.sources import get as get_source
 from genworker.sources.base import SourceConfig
+from genworker.training.watchdog import WatchdogSpec
 
 if TYPE_CHECKING:
     AnySourceConfig = SourceConfig
@@ -23,23 +24,69 @@ class TrainingSpec(Spec):
 
     images: Annotated[int, Field(ge=1)] = Field(description="images to train on in all; epochs follow from the data")
     batch_size: Annotated[int, Field(ge=1)] = Field(64, description="global: shared by all workers")
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="images over all workers in one forward and backward pass; gradients of several are accumulated to "
+        "batch_size. For networks that do not fit into memory otherwise. null: the whole batch",
+    )
+    holdout_share: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.02, description="share of the images (1,000 at most) that is never trained on, to see memorising by"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of convolutions; auto takes bfloat16 where the processor has it"
     )
     report_every_images: Annotated[int, Field(ge=1)] = 2_000
     checkpoint_every_images: Annotated[int, Field(ge=1)] = 20_000
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    max_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
-        20, description="optimizer steps with a non-finite gradient (each is skipped and counted) before the run stops"
+    keep_best_checkpoints: Annotated[int, Field(ge=0)] = Field(
+        1, description="checkpoints to keep besides, with the best values of evaluation.metric"
     )
+    callbacks: tuple[Literal["tensorboard", "mlflow"], ...] = Field(
+        ("tensorboard",), description="where reports and pictures go besides metrics.jsonl"
+    )
+
+
+class EvaluationSpec(Spec):
+    """When and how the averaged generator is measured while training goes on, beside the training workers."""
+
+    every_images: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="at the first checkpoint after so many images each; null: at every checkpoint, 0 is not allowed",
+    )
+    num_samples: Annotated[int, Field(ge=0)] = Field(2_000, description="generated for one evaluation; 0 turns it off")
+    metric: str = Field("frechet", description="decides which checkpoints are the best")
 
 
 class ResourceSpec(Spec):
     """What the run asks of the cluster. None of this changes the result beyond floating-point summation order."""
 
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        1, description="data-parallel workers: a number, or [min, max] to follow what the cluster has"
+    )
     use_gpu: bool = False
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        3, description="times that lost workers or nodes are replaced, each from the newest checkpoint"
+    )
+    collective_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="how long a worker waits for the others before it gives up; a dead one is noticed at once"
+    )
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers that the run may have."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def fewest_workers(self) -> int:
+        """The smallest number of workers that the run may have."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @model_validator(mode="after")
+    def _a_range(self) -> ResourceSpec:
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(f"workers {list(self.workers)}: write [min, max], min first")  # type: ignore[arg-type]
+        return self
 
 
 class TrainSpec(Spec):
@@ -49,22 +96,44 @@ class TrainSpec(Spec):
     data: AnySourceConfig
     family: AnyFamilyConfig
     training: TrainingSpec
+    watchdog: WatchdogSpec = WatchdogSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     resources: ResourceSpec = ResourceSpec()
 
     @model_validator(mode="after")
-    def _every_worker_has_an_image(self) -> TrainSpec:
-        if self.training.batch_size < self.resources.workers:
+    def _batches_divide(self) -> TrainSpec:
+        batch, micro = self.training.batch_size, self.training.micro_batch_size
+        if micro is not None and batch % micro:
             raise ValueError(
-                f"training.batch_size {self.training.batch_size} is smaller than resources.workers "
-                f"{self.resources.workers}: every worker needs at least one image of each batch"
+                f"training.batch_size {batch} is no multiple of training.micro_batch_size {micro}: gradients are "
+                "accumulated over whole micro-batches"
+            )
+        unit, workers = self.family.unit, self.resources.most_workers
+        if (micro or batch) % unit:
+            raise ValueError(
+                f"training.{'micro_' if micro else ''}batch_size {micro or batch} is no multiple of {unit}, the images "
+                "that family.pac shows the discriminator together"
+            )
+        if (micro or batch) < workers * unit:
+            raise ValueError(
+                f"training.{'micro_' if micro else ''}batch_size {micro or batch} is smaller than resources.workers "
+                f"{workers}{f' times {unit} (family.pac)' if unit > 1 else ''}: every worker needs at least one image of "
+                "each batch"
             )
         return self
 
     def identity(self) -> dict[str, Any]:
         """The part of the spec that decides the result: all but resources and rhythm."""
         values = self.model_dump(mode="json")
-        del values["resources"]
-        for key in ("report_every_images", "checkpoint_every_images", "keep_checkpoints", "max_nonfinite_steps"):
+        for part in ("resources", "watchdog", "evaluation"):
+            del values[part]
+        for key in (
+            "report_every_images",
+            "checkpoint_every_images",
+            "keep_checkpoints",
+            "keep_best_checkpoints",
+            "callbacks",
+        ):
             del values["training"][key]
         return values
 

@@ -1,12 +1,14 @@
 """One training step of one worker: losses of each phase, one all-reduce, one optimizer step.
 
 In: a spec, a rank, batches. Out: networks, optimizers and counters that moved on. A step that went wrong is never hidden: a
-non-finite gradient is counted and skipped, and too many end the run.
+gradient that is not finite, or beyond the phase's bound, is counted and skipped, and too many end or roll back the run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,9 +16,8 @@ from torch import Tensor
 
 from genworker import families
 from genworker.device import resolve_precision
-from genworker.errors import TrainingError
 from genworker.families.base import Batch, Phase
-from genworker.sampling.latents import Stream, normals
+from genworker.sampling.latents import Stream, normals, uniforms
 from genworker.sources.base import Source
 from genworker.training import checkpoint
 from genworker.training.collectives import WorkerGroup
@@ -28,7 +29,7 @@ _NOISE_STREAMS_PER_PHASE = 16
 
 
 @dataclass
-class _Context:
+class Context:
     """What losses see of the loop; see `genworker.families.base.StepContext`."""
 
     seed: int
@@ -43,16 +44,24 @@ class _Context:
         numbers = normals(self.seed, self.stream_base + stream, self.first_draw, self.num_draws, dim)
         return torch.from_numpy(numbers).to(self.device)
 
+    def uniform(self, stream: int, dim: int) -> Tensor:
+        numbers = uniforms(self.seed, self.stream_base + stream, self.first_draw, self.num_draws, dim)
+        return torch.from_numpy(numbers).to(self.device)
+
     def global_mean(self, value: Tensor) -> Tensor:
         return self.group.mean(value)
 
 
 @dataclass
 class Meter:
-    """Averages since the last report, and the time they took."""
+    """Averages since the last report, and the time they took.
+
+    ``seconds`` holds the time of each part of a step; on a GPU, where work is queued, only their sum is meaningful.
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     images: int = 0
     waited_before: float = 0.0
@@ -66,78 +75,128 @@ class Meter:
         """The mean of each scalar since this meter was made."""
         return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
+    def spent(self, part: str, since: float) -> float:
+        """Add the time since ``since`` to ``part``; returns the time now."""
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - since
+        return now
+
+
+def run_seed(seed: int, rollbacks: int) -> int:
+    """The seed of noise and of the images' order after so many rollbacks, in [0, 2**63); the spec's own before the first."""
+    if not rollbacks:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {rollbacks}".encode()).digest()[:8], "little") >> 1
+
 
 class Trainer:
-    """One worker's networks, optimizers and counters, and how to make one training step with them."""
+    """One worker's networks, optimizers and counters, and how to make one training step with them.
+
+    Attributes:
+        wish: set it to 1.0 from any thread to make all workers learn that this one wants to stop.
+        stop_wished: whether any worker's wish was seen in the last step; the same on all workers.
+    """
 
     def __init__(self, spec: TrainSpec, source: Source, rank: int, world_size: int, device: torch.device) -> None:
         self.spec = spec
-        part = rank_slice(spec.training.batch_size, rank, world_size)
-        self.group = WorkerGroup(rank, world_size, (part.stop - part.start) / spec.training.batch_size)
-        self.device = device
         self.family = families.make(spec.family, source.schema)
+        micro = spec.training.micro_batch_size or spec.training.batch_size
+        part = rank_slice(micro, rank, world_size, spec.family.unit)
+        self.group = WorkerGroup(rank, world_size, (part.stop - part.start) / micro)
+        self.device = device
+        self.wish = 0.0
+        self.stop_wished = False
         # Every worker draws the same initial weights; nothing else uses torch's global generator.
         torch.manual_seed(spec.seed)
-        networks = self.family.build()
-        self.networks = networks.to(device)
+        self.networks = self.family.build().to(device)
         self.average = WeightAverage(self.networks, self.family.served, spec.family)
         self.phases = self.family.phases()
         self.optimizers = {
-            phase.name: torch.optim.Adam(self._parameters(phase), lr=0.0, betas=phase.betas, eps=phase.eps, fused=True)
+            phase.name: torch.optim.Adam(
+                self._parameters(phase), lr=0.0, betas=(phase.beta1, phase.beta2.at(0.0)), eps=phase.eps, fused=True
+            )
             for phase in self.phases
         }
         self.state = checkpoint.TrainingState(
             self.networks, self.average.networks, self.optimizers, checkpoint.Counters()
         )
         self.dtype = resolve_precision(spec.training.precision, device)
-        self._context = _Context(spec.seed, self.group, device)
+        self._context = Context(spec.seed, self.group, device)
+
+    @property
+    def seed(self) -> int:
+        """The seed of noise and of the images' order, as rollbacks have changed it."""
+        return run_seed(self.spec.seed, self.state.counters.rollbacks)
 
     def _parameters(self, phase: Phase) -> list[torch.nn.Parameter]:
         return [parameter for name in phase.networks for parameter in self.networks[name].parameters()]
 
-    def step(self, batch: LoaderBatch, meter: Meter) -> None:
-        """Run all phases on this worker's part of one global batch and advance the counters."""
-        counters, context = self.state.counters, self._context
-        context.progress = counters.images_seen / self.spec.training.images
-        context.first_draw, context.num_draws = int(batch.draws[0]), len(batch.draws)
-        labels = None if batch.labels is None else batch.labels.to(self.device, non_blocking=True)
-        local = Batch(batch.images.to(self.device, non_blocking=True), labels)
+    def step(self, batches: Sequence[LoaderBatch], meter: Meter) -> None:
+        """Run all phases on this worker's parts of one global batch, one per micro-batch, and advance the counters."""
+        counters, batch_size = self.state.counters, self.spec.training.batch_size
+        self._context.seed = self.seed
+        self._context.progress = counters.images_seen / self.spec.training.images
+        step_index = counters.images_seen // batch_size
         for index, phase in enumerate(self.phases):
-            context.stream_base = Stream.TRAINING + index * _NOISE_STREAMS_PER_PHASE
-            for name, values in self.compute_gradients(phase, local).items():
-                meter.add(f"{phase.name}.{name}", values)
+            if (step_index + 1) % phase.every:
+                continue
+            self._context.stream_base = Stream.TRAINING + index * _NOISE_STREAMS_PER_PHASE
+            self.compute_gradients(phase, batches, meter)
+            began = time.perf_counter()
             self._apply(phase, meter)
-        counters.images_seen = batch.images_seen
-        self.average.update(self.spec.training.batch_size, counters.images_seen)
-        meter.images += self.spec.training.batch_size
+            meter.spent("optimizer", began)
+        counters.images_seen = batches[-1].images_seen
+        self.average.update(batch_size, counters.images_seen, self._context.progress)
+        meter.images += batch_size
 
-    def compute_gradients(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
-        """Leave the gradient of the global batch's mean loss in ``.grad`` of the phase's parameters; return its losses."""
+    def compute_gradients(self, phase: Phase, batches: Sequence[LoaderBatch], meter: Meter) -> None:
+        """Leave the gradient of the global batch's mean loss in ``.grad`` of the phase's parameters."""
         for name, network in self.networks.items():
             network.requires_grad_(name in phase.networks)
         self.optimizers[phase.name].zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            losses = phase.loss(self.networks, batch, self._context)
-        torch.autograd.backward(losses["loss"] * self.group.share)
-        self._flat_gradient = self.group.sum_gradients(self._parameters(phase))
-        return losses
+        began = time.perf_counter()
+        for batch in batches:
+            self._context.first_draw, self._context.num_draws = int(batch.draws[0]), len(batch.draws)
+            with self.autocast():
+                losses = phase.loss(self.networks, self.on_device(batch), self._context)
+            began = meter.spent("forward", began)
+            torch.autograd.backward(losses["loss"] * (self.group.share / len(batches)))
+            for name, values in losses.items():
+                meter.add(f"{phase.name}.{name}", values)
+            began = meter.spent("backward", began)
+        self._flat_gradient, votes = self.group.sum_gradients(self._parameters(phase), self.wish)
+        self.stop_wished = votes > 0
+        meter.spent("all_reduce", began)
+
+    def on_device(self, batch: LoaderBatch) -> Batch:
+        """The images and labels of a loader's batch, where the networks are."""
+        labels = None if batch.labels is None else batch.labels.to(self.device, non_blocking=True)
+        return Batch(batch.images.to(self.device, non_blocking=True), labels)
+
+    def autocast(self) -> torch.autocast:
+        """Convolutions and linear layers in bfloat16 inside the block, if that is the run's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _apply(self, phase: Phase, meter: Meter) -> None:
         counters = self.state.counters
         norm = self._flat_gradient.norm()
-        meter.add(f"{phase.name}.grad_norm", norm)
         if not torch.isfinite(norm):
             counters.nonfinite_steps += 1
-            if counters.nonfinite_steps > self.spec.training.max_nonfinite_steps:
-                raise TrainingError(
-                    f"phase {phase.name}: {counters.nonfinite_steps} steps had a non-finite gradient by image "
-                    f"{counters.images_seen}, more than training.max_nonfinite_steps "
-                    f"{self.spec.training.max_nonfinite_steps}; lower family.lr, raise family.gamma for a GAN, or set "
-                    "training.precision float32"
-                )
+            return
+        meter.add(f"{phase.name}.grad_norm", norm)
+        if phase.skip_norm is not None and norm > phase.skip_norm:
+            counters.skipped_steps += 1
             return
         if phase.clip_norm is not None and norm > phase.clip_norm:
             self._flat_gradient.mul_(phase.clip_norm / norm)
+        progress = self._context.progress
+        scale = self.spec.watchdog.rollback_lr_scale**counters.rollbacks
         for group in self.optimizers[phase.name].param_groups:
-            group["lr"] = self.spec.family.lr.at(self._context.progress)
+            group["lr"] = self.spec.family.lr.at(progress) * scale
+            group["betas"] = (phase.beta1, phase.beta2.at(progress))
         self.optimizers[phase.name].step()
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor holds an infinity or a NaN."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -1,0 +1,223 @@
+"""The watchdog: reads every report of a run, raises alarms, and says when a run has diverged. It changes nothing itself.
+
+In: reports (rank 0's, with the family's measures) and timings of all ranks. Out: alarms, one `Verdict` per report, and the
+state that a checkpoint keeps. What it watches comes from the family (`Band`) and from the loop (steps that were not
+finite, the size of gradients, the speed, ranks that lag).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from statistics import median
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from genworker.config import Spec
+from genworker.families.base import Band
+
+_REMEMBERED = 20  # reports that a usual value is taken from
+_MIN_REMEMBERED = 3
+
+
+class WatchdogSpec(Spec):
+    """The ``watchdog`` part of a training spec: when to raise an alarm, and when to go back to the last good checkpoint."""
+
+    bands: dict[str, tuple[float | None, float | None]] = Field(
+        default_factory=dict,
+        description="healthy range of a metric, [low, high] with null for none; replaces the family's own",
+    )
+    patience: Annotated[int, Field(ge=1)] = Field(3, description="reports in a row outside a band before the alarm")
+    max_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
+        20,
+        description="optimizer steps with a non-finite gradient (each is skipped and counted) before the run has diverged",
+    )
+    max_skipped_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1,
+        description="alarm when more than this share of a report's steps was skipped for the size of their gradient",
+    )
+    gradient_growth: Annotated[float, Field(gt=1)] = Field(
+        100.0,
+        description="the run has diverged when a gradient norm is so many times its usual size for `patience` reports",
+    )
+    min_speed_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.3, description="alarm when images/s fall below this share of their usual value"
+    )
+    max_rank_lag: Annotated[float, Field(gt=1)] = Field(
+        2.0, description="alarm when a rank computes so many times as long per step as the median rank"
+    )
+    max_rollbacks: Annotated[int, Field(ge=0)] = Field(
+        2, description="times to go back to the last good checkpoint with another seed before the run stops"
+    )
+    rollback_lr_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="factor on the learning rate after each rollback; 1 keeps it"
+    )
+
+
+class Verdict(IntEnum):
+    """What the loop is to do after a report; rank 0's verdict is everybody's."""
+
+    GO_ON = 0
+    ROLL_BACK = 1
+    STOP = 2  # asked for from outside
+    GIVE_UP = 3
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that was seen: ``kind`` is a metric's name or what the loop watches; ``text`` is one line for the user."""
+
+    images_seen: int
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"at image {self.images_seen}: {self.text}"
+
+
+@dataclass
+class WatchdogState:
+    """What a resumed watchdog has to know; JSON, kept in the checkpoint."""
+
+    outside: dict[str, int] = field(default_factory=dict)
+    usual: dict[str, list[float]] = field(default_factory=dict)
+    nonfinite_before: int = 0
+    skipped_before: int = 0
+    reported_images: int = 0
+
+
+class Watchdog:
+    """Judges reports; see the module. ``alarms`` holds all that were raised since the run began or resumed."""
+
+    def __init__(self, spec: WatchdogSpec, bands: Sequence[Band], batch_size: int) -> None:
+        self._spec = spec
+        self._bands = [_with_override(band, spec.bands) for band in bands]
+        known = {band.metric for band in bands}
+        self._bands += [
+            Band(metric, *limits, meaning="the band is set by the spec", from_progress=0.0)
+            for metric, limits in spec.bands.items()
+            if metric not in known
+        ]
+        self._batch_size = batch_size
+        self.state = WatchdogState()
+        self.alarms: list[Alarm] = []
+
+    def judge(
+        self, metrics: Mapping[str, Any], progress: float, compute_seconds: Sequence[float], steps: int
+    ) -> tuple[bool, list[Alarm]]:
+        """Look at a report.
+
+        Args:
+            metrics: the report, with ``images_seen``, ``nonfinite_steps``, ``skipped_steps``, ``images_per_second``.
+            progress: share of the run that is done.
+            compute_seconds: by rank, time spent computing since the last report (not waiting for others or for data).
+            steps: training steps since the last report.
+
+        Returns:
+            Whether the run has diverged, and the alarms of this report; an alarm is raised once per excursion.
+        """
+        here = int(metrics["images_seen"])
+        found: list[Alarm] = []
+        diverged = False
+
+        def raise_alarm(kind: str, text: str) -> None:
+            found.append(Alarm(here, kind, text))
+
+        nonfinite = int(metrics["nonfinite_steps"]) - self.state.nonfinite_before
+        if nonfinite > self._spec.max_nonfinite_steps:
+            diverged = True
+            raise_alarm(
+                "nonfinite_steps",
+                f"{nonfinite} steps had a non-finite gradient, more than watchdog.max_nonfinite_steps "
+                f"{self._spec.max_nonfinite_steps}; lower family.lr, raise family.gamma for a GAN, or set "
+                "training.precision float32",
+            )
+        elif nonfinite and self._counts("nonfinite_steps", True, 1):
+            raise_alarm("nonfinite_steps", f"{nonfinite} steps had a non-finite gradient and were skipped")
+        skipped = int(metrics["skipped_steps"]) - self.state.skipped_before
+        self.state.skipped_before = int(metrics["skipped_steps"])
+        if self._counts("skipped_steps", skipped > self._spec.max_skipped_share * max(1, steps), 1):
+            raise_alarm(
+                "skipped_steps",
+                f"{skipped} of {steps} steps were skipped for a gradient beyond the family's skip_norm; "
+                "lower family.lr, or raise family.skip_norm if losses are healthy",
+            )
+        for band in self._bands:
+            value = metrics.get(band.metric)
+            if not isinstance(value, int | float) or progress < band.from_progress:
+                continue
+            outside = _is_outside(value, band)
+            if self._counts(band.metric, outside, self._spec.patience):
+                diverged |= band.action == "rollback"
+                raise_alarm(band.metric, f"{band.metric} is {value:.4g}, its band is {_range(band)}: {band.meaning}")
+        for name, value in metrics.items():
+            if name.endswith(".grad_norm"):
+                limit = self._spec.gradient_growth * self._usual(name, value)
+                if self._counts(name, not math.isfinite(value) or value > limit, self._spec.patience):
+                    diverged = True
+                    raise_alarm(
+                        name, f"{name} is {value:.4g}, more than {self._spec.gradient_growth:g} times its usual size"
+                    )
+        speed = float(metrics["images_per_second"])
+        usual_speed = self._usual("images_per_second", speed)
+        if self._counts("images_per_second", speed < self._spec.min_speed_share * usual_speed, self._spec.patience):
+            raise_alarm(
+                "images_per_second",
+                f"{speed:.0f} images/s, usual are {usual_speed:.0f}; look at data_wait_share, and at what else runs there",
+            )
+        middle = median(compute_seconds)
+        slowest = max(range(len(compute_seconds)), key=lambda rank: compute_seconds[rank])
+        lags = compute_seconds[slowest] > self._spec.max_rank_lag * middle
+        if self._counts("rank_lag", lags, self._spec.patience):
+            raise_alarm(
+                "rank_lag",
+                f"rank {slowest} computes {compute_seconds[slowest] / middle:.1f} times as long per step as the median rank, "
+                "and all others wait for it; look at the load of its node",
+            )
+        self.state.reported_images = here
+        self.alarms += found
+        return diverged, found
+
+    def good(self) -> bool:
+        """Whether nothing is outside its band now, so that a checkpoint made now is worth going back to."""
+        return not any(self.state.outside.values())
+
+    def rolled_back(self, nonfinite_steps: int) -> None:
+        """Begin anew after a rollback, with what is usual kept."""
+        self.state.outside.clear()
+        self.state.nonfinite_before = nonfinite_steps
+
+    def _counts(self, kind: str, outside: bool, patience: int) -> bool:
+        """Count a report outside; True when this is the one that raises the alarm."""
+        self.state.outside[kind] = self.state.outside.get(kind, 0) + 1 if outside else 0
+        return self.state.outside[kind] == patience
+
+    def _usual(self, name: str, value: float) -> float:
+        """The median of the values seen before; only values that are not far out are remembered."""
+        seen = self.state.usual.setdefault(name, [])
+        usual = median(seen) if len(seen) >= _MIN_REMEMBERED else value
+        if math.isfinite(value) and (len(seen) < _MIN_REMEMBERED or value < self._spec.gradient_growth * usual):
+            seen.append(value)
+            del seen[:-_REMEMBERED]
+        return usual
+
+
+def _with_override(band: Band, bands: Mapping[str, tuple[float | None, float | None]]) -> Band:
+    if band.metric not in bands:
+        return band
+    low, high = bands[band.metric]
+    return Band(band.metric, low, high, band.meaning, band.action, band.from_progress)
+
+
+def _is_outside(value: float, band: Band) -> bool:
+    low, high = band.low, band.high
+    return not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high)
+
+
+def _range(band: Band) -> str:
+    low = "-inf" if band.low is None else f"{band.low:g}"
+    high = "inf" if band.high is None else f"{band.high:g}"
+    return f"[{low}, {high}]"
