@@ -1,7 +1,8 @@
 """Checkpoints: the whole state of a run in one safetensors object, so that one PUT makes it or does not.
 
-In: networks, weight average, optimizers and counters. Out: the same, exactly. All randomness of training is addressed by the
-position in the run (see `genworker.sampling.latents`), so there is no generator state to save. Nothing is ever unpickled.
+In: networks, weight average, optimizers, counters and the watchdog's state. Out: the same, exactly. All randomness of
+training is addressed by the position in the run (see `genworker.sampling.latents`), so the counters are the state of every
+rank's generator and of the loader; adaptive augmentation lives in a buffer of the networks. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from genworker.config import canonical_json
 from genworker.errors import CheckpointError
 from genworker.stores.base import Store
+from genworker.training.spec import TrainSpec, spec_differences
 
 PREFIX = "checkpoints/"
+_SUFFIX = ".safetensors"
 _HEADER_KEY = "genworker"
 
 
@@ -69,65 +72,132 @@ class TrainingState:
             optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory, detached from the networks that go on training.
+
+    Attributes:
+        tensors: on the CPU.
+        counters: as they were.
+        identity: of the spec, so that another spec can be shown the differences.
+        watchdog: the watchdog's state, JSON.
+        good: whether the watchdog saw nothing amiss, so that a diverging run may go back to it.
+    """
+
+    tensors: Mapping[str, Tensor]
+    counters: Mapping[str, int]
+    identity: Mapping[str, Any]
+    watchdog: Mapping[str, Any] = field(default_factory=dict)
+    good: bool = True
+
+    @property
+    def key(self) -> str:
+        """Where it is stored."""
+        return key_of(self.counters["images_seen"])
+
+    def to_bytes(self) -> bytes:
+        """The object; equal snapshots give equal bytes."""
+        facts = {
+            "counters": self.counters,
+            "good": self.good,
+            "identity": self.identity,
+            "watchdog": self.watchdog,
+        }
+        # One entry, because safetensors writes several in random order.
+        header = {_HEADER_KEY: canonical_json(facts | {"sha256": _digest(facts, self.tensors)})}
+        return safetensors.torch.save(dict(self.tensors), metadata=header)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Snapshot:
+        """Read and check an object. Raises CheckpointError where it is torn, changed or something else."""
+        try:
+            tensors = safetensors.torch.load(data)
+            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            facts = json.loads(metadata[_HEADER_KEY])
+            whole = facts.pop("sha256") == _digest(facts, tensors)
+        except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as err:
+            raise CheckpointError(f"is not a whole checkpoint: {err}") from err
+        if not whole:
+            raise CheckpointError("its content does not match its checksum")
+        return cls(tensors, **facts)
 
 
-def save(store: Store, state: TrainingState, spec_id: str) -> str:
-    """Write a checkpoint and return its key; an equal checkpoint that is there already is replaced."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
-    facts = {"spec_id": spec_id, "counters": vars(state.counters)}
-    # One entry, because safetensors writes several in random order: equal states give equal bytes.
-    header = {_HEADER_KEY: canonical_json(facts | {"sha256": _digest(facts, tensors)})}
-    key = f"{PREFIX}images-{state.counters.images_seen:012d}.safetensors"
-    store.put(key, safetensors.torch.save(tensors, metadata=header), overwrite=True)
-    return key
+def take(
+    state: TrainingState, spec: TrainSpec, watchdog: Mapping[str, Any] | None = None, *, good: bool = True
+) -> Snapshot:
+    """Copy the state of a run, so that it can be stored while training goes on."""
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.tensors().items()}
+    return Snapshot(tensors, dict(vars(state.counters)), spec.identity(), watchdog or {}, good)
 
 
-def load_latest(store: Store, state: TrainingState, spec_id: str, skipped: list[str]) -> bool:
-    """Load the newest whole checkpoint into ``state``; False when there is none.
+def save(store: Store, snapshot: Snapshot) -> str:
+    """Write a checkpoint and return its key; one of the same number of images is replaced."""
+    store.put(snapshot.key, snapshot.to_bytes(), overwrite=True)
+    return snapshot.key
+
+
+def read(store: Store, key: str) -> Snapshot:
+    """Read a checkpoint and check it. Raises CheckpointError, ObjectMissingError."""
+    return Snapshot.from_bytes(store.get(key))
+
+
+def restore(snapshot: Snapshot, state: TrainingState, spec: TrainSpec, where: str) -> None:
+    """Load a checkpoint into a run's state. Raises CheckpointError, with the differences, where it is of another spec."""
+    if snapshot.identity != spec.identity():
+        lines = "\n  ".join(spec_differences(spec.identity(), dict(snapshot.identity)))
+        raise CheckpointError(
+            f"{where} was written by another spec; train into another URL, or run the spec that is stored beside it in "
+            f"spec.json. Differences:\n  {lines}"
+        )
+    state.load_tensors(snapshot.tensors)
+    vars(state.counters).update(snapshot.counters)
+
+
+def load_latest(store: Store, state: TrainingState, spec: TrainSpec, skipped: list[str]) -> Snapshot | None:
+    """Load the newest whole checkpoint into ``state`` and return it; None when there is none.
 
     Damaged ones are passed over and named in ``skipped``. Raises CheckpointError when a whole one belongs to another spec.
     """
     for key in keys(store):
         try:
-            tensors, header = _read(store.get(key))
+            snapshot = read(store, key)
         except CheckpointError as err:
             skipped.append(f"{key}: {err}")
             continue
-        if header["spec_id"] != spec_id:
-            raise CheckpointError(
-                f"{store.url}/{key} was written by spec {header['spec_id']}, this run is spec {spec_id}; "
-                "train into another URL, or run the spec that is stored beside it in spec.json"
-            )
-        state.load_tensors(tensors)
-        vars(state.counters).update(header["counters"])
-        return True
-    return False
+        restore(snapshot, state, spec, f"{store.url}/{key}")
+        return snapshot
+    return None
+
+
+def key_of(images_seen: int) -> str:
+    """The key of the checkpoint after ``images_seen`` images."""
+    return f"{PREFIX}images-{images_seen:012d}{_SUFFIX}"
+
+
+def images_of(key: str) -> int:
+    """The images seen of the checkpoint under ``key``."""
+    return int(key.removesuffix(_SUFFIX).rpartition("-")[2])
 
 
 def keys(store: Store) -> list[str]:
     """Keys of all checkpoints, newest first."""
-    return sorted((info.key for info in store.list(PREFIX) if info.key.endswith(".safetensors")), reverse=True)
+    return sorted((info.key for info in store.list(PREFIX) if info.key.endswith(_SUFFIX)), reverse=True)
 
 
-def prune(store: Store, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints."""
+def prune(store: Store, keep: int, best: frozenset[int] = frozenset()) -> None:
+    """Delete all but the newest ``keep`` checkpoints and those after ``best`` numbers of images."""
     for key in keys(store)[keep:]:
-        store.delete(key)
+        if images_of(key) not in best:
+            store.delete(key)
 
 
-def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        tensors = safetensors.torch.load(data)
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        facts = json.loads(metadata[_HEADER_KEY])
-        whole = facts.pop("sha256") == _digest(facts, tensors)
-    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as err:
-        raise CheckpointError(f"is not a whole checkpoint: {err}") from err
-    if not whole:
-        raise CheckpointError("its content does not match its checksum")
-    return tensors, facts
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def average_of(snapshot: Snapshot) -> dict[str, Tensor]:
+    """The averaged weights of the served networks in a checkpoint, by the names of their state_dict."""
+    return _below(snapshot.tensors, "average.")
 
 
 def _digest(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
 """The training loop of one worker: batches in, checkpoints, metrics and a bundle out. Knows nothing of Ray.
 
 The same function runs alone, or as one of many workers of an initialised torch process group. It is resumed by being
-called again with the same store.
+called again with the same store. A run that diverges goes back to its last good checkpoint with another seed, a few times.
 """
 
 from __future__ import annotations
@@ -9,21 +9,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import torch
 
 import genworker
 from genworker.bundle import Bundle, Lineage
-from genworker.errors import CheckpointError
+from genworker.errors import CheckpointError, TrainingError
 from genworker.sources.base import Source
 from genworker.stores.base import Store
 from genworker.training import checkpoint
+from genworker.training.examine import Examiner
 from genworker.training.loader import Loader
-from genworker.training.record import BUNDLE_PREFIX, History, Metrics
+from genworker.training.record import BUNDLE_PREFIX, Metrics
+from genworker.training.recorder import Recorder
 from genworker.training.spec import TrainSpec
-from genworker.training.step import Meter, Trainer
+from genworker.training.step import Meter, Trainer, all_finite
+from genworker.training.watchdog import Alarm, Verdict, Watchdog
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,15 @@ class Hooks:
     """How a run talks to whoever started it.
 
     Attributes:
-        on_report: called on every rank with the run's metrics; only rank 0's hold averages over a report interval.
-        on_event: told on rank 0, in one line, of what went wrong and was dealt with.
-        should_stop: asked on rank 0 at every report; True makes all ranks save a checkpoint and return.
+        on_report: called on every rank, equally often, with the run's metrics; only rank 0's are complete.
+        on_event: told on rank 0, in one line, of what went wrong and was dealt with; from any thread.
+        on_checkpoint: told on rank 0 the key of each checkpoint once it is stored; from another thread.
+        should_stop: asked on every rank before each step; True on any makes all save a checkpoint and return.
     """
 
     on_report: Callable[[Metrics], None] = lambda _metrics: None
     on_event: Callable[[str], None] = lambda _text: None
+    on_checkpoint: Callable[[str], None] = lambda _key: None
     should_stop: Callable[[], bool] = lambda: False
 
 
@@ -58,7 +63,7 @@ def train(
     Args:
         spec: the run.
         source: opened alike on every worker.
-        store: checkpoints, metrics.jsonl and spec.json go here; only rank 0 writes.
+        store: checkpoints, reports, alarms and pictures go here; only rank 0 writes.
         rank: of this worker.
         world_size: number of workers; above 1, torch's default process group must be initialised.
         device: to compute on.
@@ -68,48 +73,180 @@ def train(
         How the run ended. A finished run leaves its bundle below ``bundle/``.
 
     Raises:
-        TrainingError: too many steps had a non-finite gradient.
+        TrainingError: the run diverged more often than `WatchdogSpec.max_rollbacks`, or a checkpoint could not be stored.
         CheckpointError: the store holds a run of another spec.
         SourceError, StoreError: data or storage failed.
     """
-    trainer = Trainer(spec, source, rank, world_size, device)
-    for damaged in resume(trainer, store):
-        hooks.on_event(f"passed over a damaged checkpoint, {damaged}")
-    counters, settings = trainer.state.counters, spec.training
-    history = History(store, counters.images_seen) if rank == 0 else None
-    meter, metrics, saved = Meter(), history.last() if history is not None else Metrics(), counters.images_seen
-    next_report = _next_multiple(settings.report_every_images, counters.images_seen)
-    stop = False
-    with Loader(
-        source,
-        batch_size=settings.batch_size,
-        seed=spec.seed,
-        rank=rank,
-        world_size=world_size,
-        start=counters.images_seen,
-    ) as loader:
-        while counters.images_seen < settings.images and not stop:
-            trainer.step(next(loader), meter)
-            done = counters.images_seen >= settings.images
-            if counters.images_seen >= next_report or done:
-                metrics = _summary(trainer, meter, loader.wait_seconds, len(source.corrupt))
-                hooks.on_report(metrics)
-                stop = bool(trainer.group.from_first(int(hooks.should_stop())))
-                meter = Meter(waited_before=loader.wait_seconds)
-                next_report = _next_multiple(settings.report_every_images, counters.images_seen)
-                if history is not None:
-                    history.append(metrics)
-            if history is not None and (
-                done or stop or counters.images_seen - saved >= settings.checkpoint_every_images
-            ):
-                history.flush()
-                checkpoint.save(store, trainer.state, spec.spec_id)
-                checkpoint.prune(store, settings.keep_checkpoints)
-                saved = counters.images_seen
-    finished = counters.images_seen >= settings.images
-    if finished and rank == 0:
-        pack_bundle(trainer, source, metrics).save(store, BUNDLE_PREFIX)
-    return TrainResult(finished, counters.images_seen, metrics)
+    run = _Run(Trainer(spec, source, rank, world_size, device), source, store, hooks)
+    try:
+        return run.train()
+    finally:
+        run.close()
+
+
+class _Run:
+    """One worker's part of a run."""
+
+    def __init__(self, trainer: Trainer, source: Source, store: Store, hooks: Hooks) -> None:
+        self.trainer, self.source, self.store, self.hooks = trainer, source, store, hooks
+        self.spec, self.group = trainer.spec, trainer.group
+        spec = trainer.spec
+        snapshot, skipped = resume(self.trainer, store)
+        for damaged in skipped:
+            hooks.on_event(f"passed over a damaged checkpoint, {damaged}")
+        self.examiner = Examiner(self.trainer, source) if self.group.rank == 0 else None
+        self.watchdog = Watchdog(
+            spec.watchdog, self.trainer.family.bands(), self.trainer.state.counters.nonfinite_steps
+        )
+        if snapshot is not None:
+            self.watchdog.load(snapshot.watchdog)
+        self.recorder: Recorder | None = None
+        self.metrics: Metrics = {}
+        if self.group.rank == 0:
+            self.recorder = Recorder(self.trainer, store, on_event=hooks.on_event, on_checkpoint=hooks.on_checkpoint)
+            self.metrics = self.recorder.last_report()
+
+    @property
+    def images_seen(self) -> int:
+        return self.trainer.state.counters.images_seen
+
+    def train(self) -> TrainResult:
+        """Train to the end, to a stop, or until the watchdog gives up."""
+        verdict = Verdict.GO_ON
+        while self.images_seen < self.spec.training.images and verdict in (Verdict.GO_ON, Verdict.ROLL_BACK):
+            verdict = self._stretch()
+            if verdict == Verdict.ROLL_BACK:
+                self._roll_back()
+            elif verdict == Verdict.GIVE_UP:
+                self._give_up()
+        if self.recorder is not None:
+            self.recorder.wait()
+        finished = self.images_seen >= self.spec.training.images
+        if finished and self.recorder is not None:
+            if not all_finite(self.trainer.average.networks.parameters()):
+                raise TrainingError("the averaged weights are not finite at the end of the run; lower family.lr")
+            pack_bundle(self.trainer, self.source, self.metrics).save(self.store, BUNDLE_PREFIX)
+        return TrainResult(finished, self.images_seen, self.metrics)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self.recorder is not None:
+            self.recorder.close()
+
+    def _stretch(self) -> Verdict:
+        """Train until the end, a stop, or a divergence."""
+        settings, trainer = self.spec.training, self.trainer
+        micro = settings.micro_batch_size or settings.batch_size
+        saved = self.images_seen
+        next_report = _next_multiple(settings.report_every_images, self.images_seen)
+        meter = Meter()
+        with Loader(
+            self.source,
+            batch_size=micro,
+            seed=trainer.seed,
+            rank=self.group.rank,
+            world_size=self.group.world_size,
+            start=self.images_seen,
+            unit=self.spec.family.unit,
+        ) as loader:
+            verdict = Verdict.GO_ON
+            while verdict == Verdict.GO_ON and self.images_seen < settings.images:
+                trainer.wish = float(self.hooks.should_stop())
+                trainer.step([next(loader) for _ in range(settings.batch_size // micro)], meter)
+                done = self.images_seen >= settings.images
+                if self.images_seen >= next_report or done:
+                    verdict = self._report(meter, loader.wait_seconds)
+                    meter = Meter(waited_before=loader.wait_seconds)
+                    next_report = _next_multiple(settings.report_every_images, self.images_seen)
+                if verdict == Verdict.GO_ON and trainer.stop_wished:
+                    verdict = Verdict.STOP
+                due = done or verdict == Verdict.STOP or self.images_seen - saved >= settings.checkpoint_every_images
+                if due and verdict in (Verdict.GO_ON, Verdict.STOP):
+                    saved = self.images_seen
+                    if self.recorder is not None:
+                        self.recorder.save(trainer, self.watchdog.dump(), good=self.watchdog.good())
+        return verdict
+
+    def _report(self, meter: Meter, waited: float) -> Verdict:
+        """Gather what all ranks measured, let the watchdog judge it, tell everybody."""
+        averages, seconds = meter.averages(), time.perf_counter() - meter.started
+        computing = sum(meter.seconds.get(part, 0.0) for part in ("forward", "backward", "optimizer"))
+        names = sorted(averages)
+        rows = self.group.gather([self.group.share, computing, *(averages[name] for name in names)])
+        verdict = Verdict.GO_ON
+        if self.recorder is not None and self.examiner is not None:
+            counters = self.trainer.state.counters
+            means = [sum(row[0] * row[column + 2] for row in rows) for column in range(len(names))]
+            self.metrics = {
+                "images_seen": counters.images_seen,
+                **dict(zip(names, means, strict=True)),
+                **self.examiner.measure(),
+                "images_per_second": meter.images / seconds,
+                "data_wait_share": (waited - meter.waited_before) / seconds,
+                **{f"{part}_share": spent / seconds for part, spent in meter.seconds.items()},
+                "nonfinite_steps": counters.nonfinite_steps,
+                "skipped_steps": counters.skipped_steps,
+                "rollbacks": counters.rollbacks,
+                "corrupt_images": len(self.source.corrupt),
+                "seconds": seconds,
+            }
+            progress = counters.images_seen / self.spec.training.images
+            steps = meter.images // self.spec.training.batch_size
+            diverged, alarms = self.watchdog.judge(self.metrics, progress, [row[1] for row in rows], steps)
+            self.recorder.report(self.metrics, alarms)
+            for alarm in alarms:
+                self.hooks.on_event(f"alarm {alarm}")
+            if diverged:
+                again = counters.rollbacks < self.spec.watchdog.max_rollbacks
+                verdict = Verdict.ROLL_BACK if again else Verdict.GIVE_UP
+        self.hooks.on_report(self.metrics)
+        return Verdict(self.group.from_first(int(verdict)))
+
+    def _roll_back(self) -> None:
+        """Go back to the last good checkpoint, or to the start, with another seed."""
+        before = replace(self.trainer.state.counters)
+        target = -1
+        if self.recorder is not None:
+            self.recorder.wait()
+            target = self.recorder.last_good()
+        target = self.group.from_first(target)
+        if target >= 0:
+            key = checkpoint.key_of(target)
+            checkpoint.restore(
+                checkpoint.read(self.store, key), self.trainer.state, self.spec, f"{self.store.url}/{key}"
+            )
+        else:
+            self.trainer.reset()
+        counters = self.trainer.state.counters
+        counters.rollbacks, counters.nonfinite_steps = before.rollbacks + 1, before.nonfinite_steps
+        counters.skipped_steps = before.skipped_steps
+        self.watchdog.rolled_back(counters.nonfinite_steps)
+        if self.recorder is not None:
+            where = f"the checkpoint of image {target}" if target >= 0 else "the start, as there is no good checkpoint"
+            alarm = Alarm(
+                before.images_seen,
+                "rollback",
+                f"the run diverged; rollback {counters.rollbacks} of {self.spec.watchdog.max_rollbacks} goes back to {where}, "
+                f"with another seed and {self.spec.watchdog.rollback_lr_scale**counters.rollbacks:g} times the learning rate",
+            )
+            self.recorder.alarm(alarm)
+            self.hooks.on_event(f"alarm {alarm}")
+            self.recorder.take_back(self.trainer)
+
+    def _give_up(self) -> None:
+        seen = "\n  ".join(str(alarm) for alarm in self.watchdog.alarms[-8:])
+        last = "there is no good checkpoint"
+        if self.recorder is not None:
+            self.recorder.wait()
+            if (good := self.recorder.last_good()) >= 0:
+                last = f"the last good checkpoint is {checkpoint.key_of(good)}"
+            self.recorder.alarm(Alarm(self.images_seen, "gave_up", "the run diverged again and was stopped"))
+            self.recorder.flush_alarms()
+        raise TrainingError(
+            f"{self.store.url}: the run diverged at image {self.images_seen} after "
+            f"{self.trainer.state.counters.rollbacks} rollbacks (watchdog.max_rollbacks {self.spec.watchdog.max_rollbacks}); "
+            f"{last}. What was seen:\n  {seen}"
+        )
 
 
 def _next_multiple(interval: int, images_seen: int) -> int:
@@ -125,21 +262,23 @@ def pack_bundle(trainer: Trainer, source: Source, metrics: Metrics) -> Bundle:
         source_digest=source.digest(),
         spec=spec.model_dump(mode="json"),
         images_seen=trainer.state.counters.images_seen,
-        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        metrics={
+            name: value for name, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)
+        },
         versions={"genworker": genworker.__version__, "torch": torch.__version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return Bundle.pack(spec.family, source.schema, trainer.average.networks, lineage)
 
 
-def resume(trainer: Trainer, store: Store) -> list[str]:
-    """Load the newest whole checkpoint, if any; returns the damaged ones that were passed over.
+def resume(trainer: Trainer, store: Store) -> tuple[checkpoint.Snapshot | None, list[str]]:
+    """Load the newest whole checkpoint, if any; returns it, and the damaged ones that were passed over.
 
     Raises:
         CheckpointError: the checkpoint is of another spec, or another one than rank 0 found.
     """
     skipped: list[str] = []
-    checkpoint.load_latest(store, trainer.state, trainer.spec.spec_id, skipped)
+    snapshot = checkpoint.load_latest(store, trainer.state, trainer.spec, skipped)
     here = trainer.state.counters.images_seen
     first = trainer.group.from_first(here)
     if here != first:
@@ -147,17 +286,4 @@ def resume(trainer: Trainer, store: Store) -> list[str]:
             f"{store.url}: rank {trainer.group.rank} found a checkpoint of {here} images, rank 0 one of {first}; another run "
             "writes to the same URL: stop it, then run the command again"
         )
-    return skipped
-
-
-def _summary(trainer: Trainer, meter: Meter, waited: float, num_corrupt: int) -> Metrics:
-    seconds = time.perf_counter() - meter.started
-    return {
-        "images_seen": trainer.state.counters.images_seen,
-        **meter.averages(),
-        "images_per_second": meter.images / seconds,
-        "data_wait_share": (waited - meter.waited_before) / seconds,
-        "nonfinite_steps": trainer.state.counters.nonfinite_steps,
-        "corrupt_images": num_corrupt,
-        "seconds": seconds,
-    }
+    return snapshot, skipped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 from genworker.config import canonical_json
 from genworker.errors import CheckpointError, ObjectExistsError, ObjectMissingError, UsageError
@@ -12,9 +13,14 @@ from genworker.training.spec import TrainSpec, spec_differences
 
 SPEC_KEY = "spec.json"
 METRICS_KEY = "metrics.jsonl"
+ALARMS_KEY = "alarms.jsonl"
+ENVIRONMENT_KEY = "environment.jsonl"  # one line per start: when, on what, from where
+EVALUATIONS_PREFIX = "evaluations/"
+SAMPLES_PREFIX = "samples/"
 BUNDLE_PREFIX = "bundle/"
+BEST_PREFIX = "best/"  # the bundle of the checkpoint with the best evaluation so far
 
-Metrics = dict[str, float]
+Metrics = dict[str, Any]
 
 
 def claim(spec: TrainSpec, store: Store) -> None:
@@ -41,35 +47,72 @@ def _stored_spec(store: Store) -> TrainSpec:
         ) from err
 
 
-class History:
-    """metrics.jsonl: one line per report. Written whole with each checkpoint, so that both tell the same story."""
+class Lines:
+    """A file of JSON lines about a run, such as metrics.jsonl. Written whole with each checkpoint."""
 
-    def __init__(self, store: Store, images_seen: int) -> None:
-        self._store = store
-        self._lines = [line for line in read_metrics(store) if line["images_seen"] <= images_seen]
+    def __init__(self, store: Store, key: str, images_seen: int | None = None) -> None:
+        """Take over the lines up to ``images_seen`` (None: all); what came after it is told again."""
+        self._store, self._key = store, key
+        self._lines = read_lines(store, key)
+        if images_seen is not None:
+            self.cut(images_seen)
 
-    def append(self, metrics: Metrics) -> None:
-        """Add a report; it is stored with the next `flush`."""
-        self._lines.append(metrics)
+    def cut(self, images_seen: int) -> None:
+        """Drop the lines after ``images_seen``."""
+        self._lines = [line for line in self._lines if line["images_seen"] <= images_seen]
 
-    def last(self) -> Metrics:
-        """The last report, or none."""
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line; it is stored with the next `flush`."""
+        self._lines.append(line)
+
+    def last(self) -> dict[str, Any]:
+        """The last line, or an empty one."""
         return self._lines[-1] if self._lines else {}
 
-    def flush(self) -> None:
-        """Store all reports. Numbers that are not finite become null, because JSON has no word for them."""
-        lines = (
-            {name: value if math.isfinite(value) else None for name, value in line.items()} for line in self._lines
-        )
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        self._store.put(METRICS_KEY, text.encode(), overwrite=True)
+    def text(self) -> bytes:
+        """All lines. Numbers that are not finite become null, because JSON has no word for them."""
+        return "".join(json.dumps(_finite(line)) + "\n" for line in self._lines).encode()
+
+    def flush(self, text: bytes | None = None) -> None:
+        """Store all lines, or those of an earlier ``text``."""
+        self._store.put(self._key, self.text() if text is None else text, overwrite=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_lines(store: Store, key: str) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines in order; empty when there is none yet."""
+    try:
+        text = store.get(key).decode()
+    except ObjectMissingError:
+        return []
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def read_metrics(store: Store) -> list[Metrics]:
     """The reports of a run in order, each a mapping of names to numbers; empty when there is none yet."""
-    try:
-        text = store.get(METRICS_KEY).decode()
-    except ObjectMissingError:
-        return []
-    lines = (json.loads(line) for line in text.splitlines())
-    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
+    return [
+        {name: math.nan if value is None else value for name, value in line.items()}
+        for line in read_lines(store, METRICS_KEY)
+    ]
+
+
+def read_evaluations(store: Store) -> list[dict[str, Any]]:
+    """The evaluations of a run by images seen; each holds ``images_seen`` and ``metrics``."""
+    return [json.loads(store.get(info.key)) for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")]
+
+
+def best_evaluations(evaluations: list[dict[str, Any]], metric: str, *, higher_is_better: bool = False) -> list[int]:
+    """Images seen at each evaluation that has ``metric``, best first; the earlier one of equals is the better one."""
+    values = [
+        (-value if higher_is_better else value, int(line["images_seen"]))
+        for line in evaluations
+        if isinstance(value := line["metrics"].get(metric), int | float) and math.isfinite(value)
+    ]
+    return [images_seen for _, images_seen in sorted(values)]

@@ -41,6 +41,9 @@ class TrainingSpec(Spec):
     keep_best_checkpoints: Annotated[int, Field(ge=0)] = Field(
         1, description="checkpoints to keep besides, with the best values of evaluation.metric"
     )
+    store_patience_seconds: Annotated[float, Field(ge=0)] = Field(
+        120.0, description="how long an object store that fails is tried again before the run stops"
+    )
     callbacks: tuple[Literal["tensorboard", "mlflow"], ...] = Field(
         ("tensorboard",), description="where reports and pictures go besides metrics.jsonl"
     )
@@ -51,7 +54,7 @@ class EvaluationSpec(Spec):
 
     every_images: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="at the first checkpoint after so many images each; null: at every checkpoint, 0 is not allowed",
+        description="at the first checkpoint after every so many images; null: at every checkpoint",
     )
     num_samples: Annotated[int, Field(ge=0)] = Field(2_000, description="generated for one evaluation; 0 turns it off")
     metric: str = Field("frechet", description="decides which checkpoints are the best")
@@ -132,6 +135,7 @@ class TrainSpec(Spec):
             "checkpoint_every_images",
             "keep_checkpoints",
             "keep_best_checkpoints",
+            "store_patience_seconds",
             "callbacks",
         ):
             del values["training"][key]

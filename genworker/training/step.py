@@ -41,14 +41,17 @@ class Context:
     stream_base: int = 0
 
     def noise(self, stream: int, dim: int) -> Tensor:
+        """Standard normal [n, dim]; a function of seed, stream and the images' positions."""
         numbers = normals(self.seed, self.stream_base + stream, self.first_draw, self.num_draws, dim)
         return torch.from_numpy(numbers).to(self.device)
 
     def uniform(self, stream: int, dim: int) -> Tensor:
+        """Uniform [n, dim] in [0, 1), addressed alike."""
         numbers = uniforms(self.seed, self.stream_base + stream, self.first_draw, self.num_draws, dim)
         return torch.from_numpy(numbers).to(self.device)
 
     def global_mean(self, value: Tensor) -> Tensor:
+        """The mean over all workers' parts of the batch."""
         return self.group.mean(value)
 
 
@@ -122,6 +125,18 @@ class Trainer:
         )
         self.dtype = resolve_precision(spec.training.precision, device)
         self._context = Context(spec.seed, self.group, device)
+
+    def reset(self) -> None:
+        """Go back to before the first step, with the weights that the spec's seed gives."""
+        torch.manual_seed(self.spec.seed)
+        fresh = self.family.build()
+        self.networks.load_state_dict(fresh.state_dict())
+        self.average.networks.load_state_dict(
+            {name: tensor for name, tensor in fresh.state_dict().items() if name.split(".")[0] in self.family.served}
+        )
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()
+        vars(self.state.counters).update(vars(checkpoint.Counters()))
 
     @property
     def seed(self) -> int:

@@ -8,10 +8,10 @@ finite, the size of gradients, the speed, ranks that lag).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from statistics import median
+from statistics import median, median_low
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -21,6 +21,8 @@ from genworker.families.base import Band
 
 _REMEMBERED = 20  # reports that a usual value is taken from
 _MIN_REMEMBERED = 3
+
+_Raise = Callable[[str, str], None]  # kind, text
 
 
 class WatchdogSpec(Spec):
@@ -78,21 +80,11 @@ class Alarm:
         return f"at image {self.images_seen}: {self.text}"
 
 
-@dataclass
-class WatchdogState:
-    """What a resumed watchdog has to know; JSON, kept in the checkpoint."""
-
-    outside: dict[str, int] = field(default_factory=dict)
-    usual: dict[str, list[float]] = field(default_factory=dict)
-    nonfinite_before: int = 0
-    skipped_before: int = 0
-    reported_images: int = 0
-
-
 class Watchdog:
     """Judges reports; see the module. ``alarms`` holds all that were raised since the run began or resumed."""
 
-    def __init__(self, spec: WatchdogSpec, bands: Sequence[Band], batch_size: int) -> None:
+    def __init__(self, spec: WatchdogSpec, bands: Sequence[Band], nonfinite_steps: int = 0) -> None:
+        """Watch ``bands``, as the spec overrides them, from ``nonfinite_steps`` counted on."""
         self._spec = spec
         self._bands = [_with_override(band, spec.bands) for band in bands]
         known = {band.metric for band in bands}
@@ -101,9 +93,32 @@ class Watchdog:
             for metric, limits in spec.bands.items()
             if metric not in known
         ]
-        self._batch_size = batch_size
-        self.state = WatchdogState()
         self.alarms: list[Alarm] = []
+        self._outside: dict[str, int] = {}  # reports in a row outside, by what is watched
+        self._usual: dict[str, list[float]] = {}
+        self._nonfinite_before = self._nonfinite = nonfinite_steps
+        self._skipped = 0
+        # What a clock decides stays out of checkpoints, whose bytes are those of an unbroken run.
+        self._slow: dict[str, int] = {}
+        self._speeds: dict[str, list[float]] = {}
+
+    def dump(self) -> dict[str, Any]:
+        """What a resumed watchdog has to know, as JSON."""
+        return {
+            "outside": {kind: count for kind, count in self._outside.items() if count},
+            "usual": self._usual,
+            "nonfinite_before": self._nonfinite_before,
+            "nonfinite": self._nonfinite,
+            "skipped": self._skipped,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `dump` gave; an empty mapping changes nothing."""
+        if state:
+            self._outside = dict(state["outside"])
+            self._usual = {name: list(values) for name, values in state["usual"].items()}
+            self._nonfinite_before, self._nonfinite = int(state["nonfinite_before"]), int(state["nonfinite"])
+            self._skipped = int(state["skipped"])
 
     def judge(
         self, metrics: Mapping[str, Any], progress: float, compute_seconds: Sequence[float], steps: int
@@ -121,88 +136,98 @@ class Watchdog:
         """
         here = int(metrics["images_seen"])
         found: list[Alarm] = []
-        diverged = False
-
-        def raise_alarm(kind: str, text: str) -> None:
-            found.append(Alarm(here, kind, text))
-
-        nonfinite = int(metrics["nonfinite_steps"]) - self.state.nonfinite_before
-        if nonfinite > self._spec.max_nonfinite_steps:
-            diverged = True
-            raise_alarm(
-                "nonfinite_steps",
-                f"{nonfinite} steps had a non-finite gradient, more than watchdog.max_nonfinite_steps "
-                f"{self._spec.max_nonfinite_steps}; lower family.lr, raise family.gamma for a GAN, or set "
-                "training.precision float32",
-            )
-        elif nonfinite and self._counts("nonfinite_steps", True, 1):
-            raise_alarm("nonfinite_steps", f"{nonfinite} steps had a non-finite gradient and were skipped")
-        skipped = int(metrics["skipped_steps"]) - self.state.skipped_before
-        self.state.skipped_before = int(metrics["skipped_steps"])
-        if self._counts("skipped_steps", skipped > self._spec.max_skipped_share * max(1, steps), 1):
-            raise_alarm(
-                "skipped_steps",
-                f"{skipped} of {steps} steps were skipped for a gradient beyond the family's skip_norm; "
-                "lower family.lr, or raise family.skip_norm if losses are healthy",
-            )
-        for band in self._bands:
-            value = metrics.get(band.metric)
-            if not isinstance(value, int | float) or progress < band.from_progress:
-                continue
-            outside = _is_outside(value, band)
-            if self._counts(band.metric, outside, self._spec.patience):
-                diverged |= band.action == "rollback"
-                raise_alarm(band.metric, f"{band.metric} is {value:.4g}, its band is {_range(band)}: {band.meaning}")
-        for name, value in metrics.items():
-            if name.endswith(".grad_norm"):
-                limit = self._spec.gradient_growth * self._usual(name, value)
-                if self._counts(name, not math.isfinite(value) or value > limit, self._spec.patience):
-                    diverged = True
-                    raise_alarm(
-                        name, f"{name} is {value:.4g}, more than {self._spec.gradient_growth:g} times its usual size"
-                    )
-        speed = float(metrics["images_per_second"])
-        usual_speed = self._usual("images_per_second", speed)
-        if self._counts("images_per_second", speed < self._spec.min_speed_share * usual_speed, self._spec.patience):
-            raise_alarm(
-                "images_per_second",
-                f"{speed:.0f} images/s, usual are {usual_speed:.0f}; look at data_wait_share, and at what else runs there",
-            )
-        middle = median(compute_seconds)
-        slowest = max(range(len(compute_seconds)), key=lambda rank: compute_seconds[rank])
-        lags = compute_seconds[slowest] > self._spec.max_rank_lag * middle
-        if self._counts("rank_lag", lags, self._spec.patience):
-            raise_alarm(
-                "rank_lag",
-                f"rank {slowest} computes {compute_seconds[slowest] / middle:.1f} times as long per step as the median rank, "
-                "and all others wait for it; look at the load of its node",
-            )
-        self.state.reported_images = here
+        diverged = self._judge_steps(metrics, steps, lambda kind, text: found.append(Alarm(here, kind, text)))
+        diverged |= self._judge_values(metrics, progress, lambda kind, text: found.append(Alarm(here, kind, text)))
+        self._judge_speed(metrics, compute_seconds, lambda kind, text: found.append(Alarm(here, kind, text)))
         self.alarms += found
         return diverged, found
 
     def good(self) -> bool:
         """Whether nothing is outside its band now, so that a checkpoint made now is worth going back to."""
-        return not any(self.state.outside.values())
+        return not any(self._outside.values())
 
     def rolled_back(self, nonfinite_steps: int) -> None:
-        """Begin anew after a rollback, with what is usual kept."""
-        self.state.outside.clear()
-        self.state.nonfinite_before = nonfinite_steps
+        """Begin anew after a rollback; what is usual stays."""
+        self._outside.clear()
+        self._nonfinite_before = self._nonfinite = nonfinite_steps
 
-    def _counts(self, kind: str, outside: bool, patience: int) -> bool:
-        """Count a report outside; True when this is the one that raises the alarm."""
-        self.state.outside[kind] = self.state.outside.get(kind, 0) + 1 if outside else 0
-        return self.state.outside[kind] == patience
+    def _judge_steps(self, metrics: Mapping[str, Any], steps: int, alarm: _Raise) -> bool:
+        total = int(metrics["nonfinite_steps"])
+        since, new = total - self._nonfinite_before, total - self._nonfinite
+        self._nonfinite = total
+        diverged = since > self._spec.max_nonfinite_steps
+        if diverged:
+            alarm(
+                "nonfinite_steps",
+                f"{since} steps had a non-finite gradient, more than watchdog.max_nonfinite_steps "
+                f"{self._spec.max_nonfinite_steps}; lower family.lr, raise family.gamma for a GAN, or set "
+                "training.precision float32",
+            )
+        elif _counts(self._outside, "nonfinite_steps", outside=new > 0, patience=1):
+            alarm("nonfinite_steps", f"{new} steps had a non-finite gradient and were skipped")
+        skipped = int(metrics["skipped_steps"]) - self._skipped
+        self._skipped = int(metrics["skipped_steps"])
+        too_many = skipped > self._spec.max_skipped_share * max(1, steps)
+        if _counts(self._outside, "skipped_steps", outside=too_many, patience=1):
+            alarm(
+                "skipped_steps",
+                f"{skipped} of {steps} steps were skipped for a gradient beyond family.skip_norm; lower family.lr, or raise "
+                "family.skip_norm if the losses are healthy",
+            )
+        return diverged
 
-    def _usual(self, name: str, value: float) -> float:
-        """The median of the values seen before; only values that are not far out are remembered."""
-        seen = self.state.usual.setdefault(name, [])
-        usual = median(seen) if len(seen) >= _MIN_REMEMBERED else value
-        if math.isfinite(value) and (len(seen) < _MIN_REMEMBERED or value < self._spec.gradient_growth * usual):
-            seen.append(value)
-            del seen[:-_REMEMBERED]
-        return usual
+    def _judge_values(self, metrics: Mapping[str, Any], progress: float, alarm: _Raise) -> bool:
+        diverged, patience = False, self._spec.patience
+        for band in self._bands:
+            value = metrics.get(band.metric)
+            if not isinstance(value, int | float) or progress < band.from_progress:
+                continue
+            if _counts(self._outside, band.metric, outside=_is_outside(value, band), patience=patience):
+                diverged |= band.action == "rollback"
+                alarm(band.metric, f"{band.metric} is {value:.4g}, its band is {_range(band)}: {band.meaning}")
+        for name in (name for name in metrics if name.endswith(".grad_norm")):
+            value, growth = float(metrics[name]), self._spec.gradient_growth
+            usual = _usual(self._usual, name, value, at_most=growth)
+            if _counts(self._outside, name, outside=not value <= growth * usual, patience=patience):
+                diverged = True
+                alarm(name, f"{name} is {value:.4g}, more than {growth:g} times its usual size {usual:.4g}")
+        return diverged
+
+    def _judge_speed(self, metrics: Mapping[str, Any], compute_seconds: Sequence[float], alarm: _Raise) -> None:
+        patience = self._spec.patience
+        speed = float(metrics["images_per_second"])
+        usual = _usual(self._speeds, "images_per_second", speed)
+        slow = speed < self._spec.min_speed_share * usual
+        if _counts(self._slow, "images_per_second", outside=slow, patience=patience):
+            alarm(
+                "images_per_second",
+                f"{speed:.0f} images/s, usual are {usual:.0f}; look at data_wait_share, and at what else runs there",
+            )
+        middle = median_low(compute_seconds)  # of two ranks, the faster one
+        slowest = max(range(len(compute_seconds)), key=lambda rank: compute_seconds[rank])
+        lags = compute_seconds[slowest] > self._spec.max_rank_lag * middle
+        if _counts(self._slow, "rank_lag", outside=lags, patience=patience):
+            alarm(
+                "rank_lag",
+                f"rank {slowest} computes {compute_seconds[slowest] / middle:.1f} times as long per step as the median rank, "
+                "and all others wait for it; look at the load of its node",
+            )
+
+
+def _counts(outside_by_kind: dict[str, int], kind: str, *, outside: bool, patience: int) -> bool:
+    """Count a report outside; True when this is the one that raises the alarm."""
+    outside_by_kind[kind] = outside_by_kind.get(kind, 0) + 1 if outside else 0
+    return outside_by_kind[kind] == patience
+
+
+def _usual(seen_by_name: dict[str, list[float]], name: str, value: float, at_most: float = math.inf) -> float:
+    """The median of the values seen before; of new ones only those up to ``at_most`` times as large are remembered."""
+    seen = seen_by_name.setdefault(name, [])
+    usual = median(seen) if len(seen) >= _MIN_REMEMBERED else value
+    if math.isfinite(value) and (len(seen) < _MIN_REMEMBERED or value <= at_most * usual):
+        seen.append(value)
+        del seen[:-_REMEMBERED]
+    return usual
 
 
 def _with_override(band: Band, bands: Mapping[str, tuple[float | None, float | None]]) -> Band:

@@ -1,0 +1,144 @@
+"""What rank 0 keeps of a run beside training: reports, alarms, environment, pictures, checkpoints.
+
+In: reports and the state of training. Out: objects in the run's store. It decides nothing about training; a failure to store
+a checkpoint is the only one that it hands back.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+import genworker
+from genworker.errors import CheckpointError
+from genworker.stores.base import Store
+from genworker.training import checkpoint
+from genworker.training.record import (
+    ALARMS_KEY,
+    ENVIRONMENT_KEY,
+    METRICS_KEY,
+    Lines,
+    Metrics,
+    best_evaluations,
+    read_evaluations,
+)
+from genworker.training.step import Trainer
+from genworker.training.upload import Uploader
+from genworker.training.watchdog import Alarm
+
+DIVERGED_PREFIX = "diverged/"  # reports that a rollback took back
+
+
+class Recorder:
+    """The files of one run, from where it starts or resumes."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        store: Store,
+        *,
+        on_event: Callable[[str], None],
+        on_checkpoint: Callable[[str], None],
+    ) -> None:
+        spec, images_seen = trainer.spec, trainer.state.counters.images_seen
+        self._store, self._spec = store, spec
+        self._metrics = Lines(store, METRICS_KEY, images_seen)
+        self._alarms = Lines(store, ALARMS_KEY)
+        environment = Lines(store, ENVIRONMENT_KEY)
+        environment.append(_environment(trainer))
+        environment.flush()
+        self._uploader = Uploader(
+            store,
+            patience_seconds=spec.training.store_patience_seconds,
+            keep=spec.training.keep_checkpoints,
+            best=self._best,
+            on_stored=on_checkpoint,
+            on_event=on_event,
+        )
+
+    def last_report(self) -> Metrics:
+        """The newest report, or an empty one."""
+        return self._metrics.last()
+
+    def report(self, metrics: Metrics, alarms: list[Alarm]) -> None:
+        """Take a report and the alarms that it raised; both are stored with the next checkpoint."""
+        self._metrics.append(metrics)
+        for alarm in alarms:
+            self.alarm(alarm)
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Take an alarm."""
+        self._alarms.append(vars(alarm))
+
+    def save(self, trainer: Trainer, watchdog: Mapping[str, Any], *, good: bool) -> None:
+        """Begin to store a checkpoint and all reports up to it. Raises TrainingError where an earlier one could not be."""
+        snapshot = checkpoint.take(trainer.state, self._spec, watchdog, good=good)
+        metrics, alarms = self._metrics.text(), self._alarms.text()
+
+        def first() -> None:
+            self._metrics.flush(metrics)
+            if alarms:
+                self._alarms.flush(alarms)
+
+        self._uploader.save(snapshot, first)
+
+    def wait(self) -> None:
+        """Wait until everything is stored. Raises TrainingError where it cannot be."""
+        self._uploader.wait()
+
+    def close(self) -> None:
+        """End the upload thread."""
+        self._uploader.close()
+
+    def flush_alarms(self) -> None:
+        """Store reports and alarms now, without a checkpoint: the run ends here."""
+        self._metrics.flush()
+        self._alarms.flush()
+
+    def last_good(self) -> int:
+        """Images seen of the newest whole checkpoint that was made while nothing was amiss, or -1."""
+        for key in checkpoint.keys(self._store):
+            try:
+                if checkpoint.read(self._store, key).good:
+                    return checkpoint.images_of(key)
+            except CheckpointError:
+                continue
+        return -1
+
+    def take_back(self, trainer: Trainer) -> None:
+        """After a rollback: drop newer checkpoints, set newer reports aside, store the new start, not yet proven good."""
+        counters = trainer.state.counters
+        for key in checkpoint.keys(self._store):
+            if checkpoint.images_of(key) > counters.images_seen:
+                self._store.delete(key)
+        dropped = self._metrics.text()
+        self._store.put(f"{DIVERGED_PREFIX}metrics-{counters.rollbacks}.jsonl", dropped, overwrite=True)
+        self._metrics.cut(counters.images_seen)
+        self.save(trainer, {}, good=False)
+
+    def _best(self) -> frozenset[int]:
+        kept = best_evaluations(read_evaluations(self._store), self._spec.evaluation.metric)
+        return frozenset(kept[: self._spec.training.keep_best_checkpoints])
+
+
+def _environment(trainer: Trainer) -> dict[str, Any]:
+    device = trainer.device
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "images_seen": trainer.state.counters.images_seen,
+        "world_size": trainer.group.world_size,
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
+        "precision": str(trainer.dtype).removeprefix("torch."),
+        "host": platform.node(),
+        "versions": {
+            "genworker": genworker.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
