@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -160,6 +160,29 @@ class Generator(Protocol):
 
     def __call__(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """Map z [N, latent_dim] and labels [N] to images [N, C, H, W], nominally in [-1, 1] (not clamped)."""
+        ...
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """Capability of a family: estimates of log p(x) of images under its trained networks."""
+
+    def log_likelihood(
+        self, networks: Networks, images: Tensor, labels: Tensor | None, *, num_samples: int, chunk: int, seed: int
+    ) -> Tensor:
+        """Estimate log p(x | label) of each image by importance sampling (Burda et al. 2016), a bound from below on average.
+
+        Args:
+            networks: the served ones at least; no weight moves.
+            images: float32 [N, C, H, W] in [-1, 1].
+            labels: int64 [N], or None where the schema has no classes.
+            num_samples: latents per image; more make the bound tighter, 5,000 is usual in published tables.
+            chunk: latents that are decoded at once, over images and samples together: what bounds the memory.
+            seed: of the latents; image i's depend on (seed, i) alone.
+
+        Returns:
+            float64 [N], nats: log density or log probability, as the family's likelihood says.
+        """
         ...
 
 

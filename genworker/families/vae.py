@@ -1,25 +1,24 @@
-"""A convolutional VAE with a calibrated likelihood, so that no weight between its two terms has to be tuned.
+"""VAEs of one or two levels of latents, whose bound needs no weight between its two terms.
 
-Losses are summed over pixels and latents, never averaged. Likelihoods: ``gaussian`` with the optimal shared variance
-(Rybkin et al., "Simple and effective VAE training with calibrated decoders", ICML 2021) or ``bernoulli``. Against
-posterior collapse: KL warm-up (Sonderby et al. 2016) and free bits (Kingma et al. 2016). The prior is learned
-(`genworker.families.priors`) or standard normal. Samples are the decoder's means.
+Losses are summed over pixels and latents, never averaged. The objective is the ELBO, or the tighter bound of several
+importance-weighted samples (Burda et al., "Importance weighted autoencoders", ICLR 2016). Against posterior collapse: KL
+warm-up (Sonderby et al. 2016), free bits (Kingma et al. 2016) and learned priors (`genworker.families.priors`); `VAE.examine`
+measures it. Where the prior is no good place to sample from, a second phase fits a flow to the aggregate posterior (Dai &
+Wipf, "Diagnosing and enhancing VAE models", ICLR 2019) without touching the bound. Samples are the decoder's means.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from genworker.errors import UsageError
 from genworker.families.base import (
     Band,
     Batch,
-    Cosine,
     FamilyConfig,
     Generator,
     Losses,
@@ -28,185 +27,209 @@ from genworker.families.base import (
     Phase,
     StepContext,
 )
-from genworker.families.blocks import ClassEmbedding, DownStack, StackConfig, UpStack
-from genworker.families.priors import FlowPrior, StandardPrior, standard_log_prob
+from genworker.families.likelihoods import BernoulliPixels, GaussianPixels, LogisticMixturePixels, PixelLikelihood
+from genworker.families.priors import FlowPrior, StandardPrior, VampPrior, gaussian_kl
+from genworker.families.vae_bound import binarised, decoder_of, draw, encoder_of, log_likelihood, top_prior
+from genworker.families.vae_config import VAEConfig
+from genworker.families.vae_networks import VAEDecoder, VAEEncoder, VAESampler
 from genworker.schema import ImageSchema
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016: a latent is in use when Var_x(E[q(z|x)]) exceeds this
-
-
-class VAEConfig(FamilyConfig):
-    """The ``family`` part of a spec, for vae. Defaults suit small grey images on a CPU."""
-
-    name: Literal["vae"] = "vae"
-    latent_dim: Annotated[int, Field(ge=1, le=4096)] = 16
-    lr: Cosine = Cosine(start=2e-3, end=1e-4)
-    encoder: StackConfig = StackConfig()
-    decoder: StackConfig = StackConfig()
-    embedding_dim: Annotated[int, Field(ge=1)] = Field(32, description="class features")
-    prior: Literal["flow", "standard"] = Field("flow", description="learned with the model, or N(0, I)")
-    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
-    min_sigma: Annotated[float, Field(gt=0)] = Field(
-        0.01, description="floor of the shared standard deviation, gaussian"
-    )
-    kl_warmup: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.1, description="share of the run over which the weight of the KL term grows from 0 to 1"
-    )
-    free_bits: Annotated[float, Field(ge=0)] = Field(0.05, description="nats of KL per latent that are not penalised")
-    beta: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the KL term; 1 is the ELBO")
-    beta2: Cosine = Cosine(start=0.999, end=0.999)
-    clip_norm: Annotated[float, Field(gt=0)] = Field(1000.0, description="largest gradient norm of a step")
-
-    @model_validator(mode="after")
-    def _flow_has_two_halves(self) -> VAEConfig:
-        if self.prior == "flow" and self.latent_dim < 2:
-            raise ValueError(
-                f"latent_dim {self.latent_dim}: prior flow moves one half of the latents by the other, so it needs 2 at "
-                "least; take more, or prior: standard"
-            )
-        return self
-
-
-class VAEEncoder(nn.Module):
-    """Images and labels to the parameters of q(z | x)."""
-
-    def __init__(self, config: VAEConfig, schema: ImageSchema, num_classes: int) -> None:
-        super().__init__()
-        hidden = 4 * config.latent_dim
-        self.stack = DownStack(schema.channels, schema.height, schema.width, hidden, config.encoder)
-        self.classes = ClassEmbedding(num_classes, config.embedding_dim)
-        self.end = nn.Linear(hidden + self.classes.features, 2 * config.latent_dim)
-
-    def forward(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Map images [N, C, H, W] to mean and log variance, [N, latent_dim] each."""
-        features = F.leaky_relu(self.stack(images), 0.2)
-        mean, logvar = self.end(self.classes(features, labels)).float().chunk(2, dim=1)
-        return mean, logvar.clamp(-12.0, 6.0)
-
-
-class VAEDecoder(nn.Module):
-    """Latents and labels to the mean image of p(x | z)."""
-
-    def __init__(self, config: VAEConfig, schema: ImageSchema, num_classes: int) -> None:
-        super().__init__()
-        self.latent_dim = config.latent_dim
-        self.classes = ClassEmbedding(num_classes, config.embedding_dim)
-        self.stack = UpStack(
-            config.latent_dim + self.classes.features, schema.channels, schema.height, schema.width, config.decoder
-        )
-
-    def logits(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Map z [N, latent_dim] to [N, C, H, W] before the squashing into [-1, 1]."""
-        logits: Tensor = self.stack(self.classes(z, labels))
-        return logits
-
-    def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Map z [N, latent_dim], labels [N] to mean images [N, C, H, W] in [-1, 1]."""
-        # tanh(l / 2) = 2 sigmoid(l) - 1: the mean of a Bernoulli pixel with logit l, moved from [0, 1] to [-1, 1].
-        return torch.tanh(self.logits(z, labels) / 2)
-
-
-class VAESampler(nn.Module):
-    """Prior and decoder in a row: standard normal latents and labels to mean images."""
-
-    def __init__(self, prior: nn.Module, decoder: VAEDecoder) -> None:
-        super().__init__()
-        self.latent_dim = decoder.latent_dim
-        self.prior = prior
-        self.decoder = decoder
-
-    def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Map z [N, latent_dim], labels [N] to images [N, C, H, W] in [-1, 1]."""
-        images: Tensor = self.decoder(self.prior(z, labels), labels)
-        return images
+MIN_ACTIVE_SHARE = 0.125  # of all latents; fewer in use is a collapse
+_NOISE, _PIXELS = 0, 1  # streams of random numbers
 
 
 class VAE:
     """The family; see `genworker.families.base.Family`."""
 
     Config: ClassVar[type[FamilyConfig]] = VAEConfig
-    served: ClassVar[tuple[str, ...]] = ("encoder", "decoder", "prior")
+    served: ClassVar[tuple[str, ...]] = ("encoder", "decoder", "prior", "second_stage")
 
     def __init__(self, config: VAEConfig, schema: ImageSchema) -> None:
         self.config = config
         self.schema = schema
         self.num_classes = schema.num_classes if config.conditional else 0
+        if config.prior == "vampprior" and config.num_pseudo_inputs < self.num_classes:
+            raise UsageError(
+                f"family.num_pseudo_inputs {config.num_pseudo_inputs}: each of the {self.num_classes} classes needs one at "
+                "least, because the prior is a mixture per class; take more, or conditional: false"
+            )
 
     def build(self) -> Networks:
-        """Make ``encoder``, ``decoder`` and ``prior`` (which has no weights when it is N(0, I))."""
-        dim = self.config.latent_dim
-        prior = FlowPrior(dim, self.num_classes) if self.config.prior == "flow" else StandardPrior()
+        """Make ``encoder``, ``decoder``, ``prior`` (N(0, I) has no weights) and ``second_stage`` (no weights without one)."""
+        config = self.config
+        top_dim = config.level_dims[0]
+        prior: nn.Module = StandardPrior()
+        if config.prior == "flow":
+            prior = FlowPrior(top_dim, self.num_classes)
+        elif config.prior == "vampprior":
+            prior = VampPrior(config.num_pseudo_inputs, self.schema.image_shape, self.num_classes)
         return nn.ModuleDict(
             {
-                "encoder": VAEEncoder(self.config, self.schema, self.num_classes),
-                "decoder": VAEDecoder(self.config, self.schema, self.num_classes),
+                "encoder": VAEEncoder(config, self.schema, self.num_classes),
+                "decoder": VAEDecoder(config, self.schema, self.num_classes, self._likelihood()),
                 "prior": prior,
+                "second_stage": FlowPrior(top_dim, self.num_classes) if config.has_second_stage else nn.Identity(),
             }
         )
 
     def phases(self) -> tuple[Phase, ...]:
-        """One step of all networks on the negative ELBO."""
-        networks = ("encoder", "decoder", "prior")
-        return (Phase("elbo", networks, self._loss, beta2=self.config.beta2, clip_norm=self.config.clip_norm),)
+        """One step of the bound; with a second stage, one step of its flow."""
+        config = self.config
+        bound = Phase(
+            "elbo",
+            ("encoder", "decoder", "prior") if config.has_second_stage else self.served,
+            self._loss,
+            beta2=config.beta2,
+            clip_norm=config.clip_norm,
+            skip_norm=config.skip_norm,
+        )
+        if not config.has_second_stage:
+            return (bound,)
+        return bound, Phase("second_stage", ("second_stage",), self._second_stage_loss, clip_norm=100.0)
 
     def generator(self, networks: Networks) -> Generator:
-        """Prior and decoder."""
-        decoder = networks["decoder"]
-        assert isinstance(decoder, VAEDecoder)
-        return VAESampler(networks["prior"], decoder)
+        """The second stage, or else the prior; then the decoder."""
+        top = networks["second_stage" if self.config.has_second_stage else "prior"]
+        return VAESampler(top, decoder_of(networks))
 
+    def log_likelihood(
+        self, networks: Networks, images: Tensor, labels: Tensor | None, *, num_samples: int, chunk: int, seed: int
+    ) -> Tensor:
+        """See `genworker.families.base.Likelihood`; with ``binarise``, of pixels that are drawn as 0 and 1 once."""
+        device = next(networks["encoder"].parameters()).device
+        return log_likelihood(
+            networks,
+            images,
+            labels if self.num_classes else None,
+            num_samples=num_samples,
+            chunk=chunk,
+            seed=seed,
+            binarise=self.config.binarise,
+            device=device,
+        )
+
+    @torch.no_grad()
     def examine(self, networks: Networks, train: Batch, held_out: Batch | None, ctx: StepContext) -> Measures:
-        """Nothing yet."""
-        return {}
+        """Measure collapse and overfitting.
+
+        Returns:
+            ``active_units`` (of all levels) and ``kl_per_latent`` (nats) on ``train``; ``elbo_train``, and with held-out images
+            ``elbo_held_out`` and ``elbo_gap``, their difference: nats per image by which training images fit better.
+        """
+        measures: Measures = {"elbo_train": float(self._elbo(networks, train, ctx))}
+        if held_out is not None:
+            held_out_elbo = float(self._elbo(networks, held_out, ctx))
+            measures["elbo_held_out"] = held_out_elbo
+            measures["elbo_gap"] = float(measures["elbo_train"]) - held_out_elbo  # type: ignore[arg-type]
+        images, labels = self._observed(train, ctx), self._labels(train)
+        encoder, dims = encoder_of(networks), self.config.level_dims
+        mean, logvar = encoder(images, labels)
+        spread = mean.var(0, correction=0)
+        in_all = spread + logvar.exp().mean(0)  # variance of the aggregate posterior
+        # Only N(0, I) fixes the scale of the latents; under a learned prior the threshold is relative to theirs.
+        scale = torch.ones_like(in_all) if self.config.prior == "standard" else in_all
+        if len(dims) == 2:
+            prior_mean, prior_logvar = decoder_of(networks).lower_prior(mean[:, : dims[0]], labels)
+            scale[dims[0] :] = in_all[dims[0] :]
+            lower = gaussian_kl(mean[:, dims[0] :], logvar[:, dims[0] :], prior_mean, prior_logvar).mean(0)
+        active = spread > ACTIVE_UNIT_VARIANCE * scale
+        if self.config.prior == "standard":
+            kl = gaussian_kl(mean, logvar)[:, : dims[0]].mean(0)
+        else:  # from the normal distribution of the aggregate posterior's moments, because the prior has no single latent
+            kl = gaussian_kl(mean, logvar, mean.mean(0), in_all.log())[:, : dims[0]].mean(0)
+        if len(dims) == 2:
+            kl = torch.cat([kl, lower])
+            measures["active_units_top"] = float(active[: dims[0]].sum())
+        measures["active_units"] = float(active.sum())
+        measures["kl_per_latent"] = [float(value) for value in kl]
+        return measures
 
     def bands(self) -> tuple[Band, ...]:
-        """None yet."""
-        return ()
+        """Collapse is an alarm; a bound that is no number goes back to the last good checkpoint."""
+        dim = self.config.latent_dim
+        return (
+            Band(
+                "active_units",
+                low=max(1.0, math.ceil(MIN_ACTIVE_SHARE * dim)),
+                high=None,
+                meaning=f"the posterior has collapsed: so few of the {dim} latents still tell anything about an image, and the "
+                "decoder ignores the others; lower family.beta to 1, raise family.kl_warmup or family.free_bits, or take "
+                "a smaller family.latent_dim",
+                from_progress=0.1,
+            ),
+            Band(
+                "elbo.negative_elbo",
+                low=None,
+                high=None,
+                meaning="the bound is not a finite number; lower family.lr or set training.precision float32",
+                action="rollback",
+                from_progress=0.0,
+            ),
+        )
+
+    def _likelihood(self) -> PixelLikelihood:
+        config, channels = self.config, self.schema.channels
+        if config.likelihood == "bernoulli":
+            return BernoulliPixels(channels)
+        if config.likelihood == "gaussian":
+            return GaussianPixels(channels, config.min_sigma)
+        return LogisticMixturePixels(channels, config.mixture_components)
+
+    def _labels(self, batch: Batch) -> Tensor | None:
+        return batch.labels if self.num_classes else None
+
+    def _observed(self, batch: Batch, ctx: StepContext) -> Tensor:
+        """The images that the likelihood describes."""
+        if not self.config.binarise:
+            return batch.images
+        uniform = ctx.uniform(_PIXELS, batch.images[0].numel())
+        return binarised(batch.images, uniform[: len(batch.images)])
+
+    def _elbo(self, networks: Networks, batch: Batch, ctx: StepContext) -> Tensor:
+        """Mean ELBO of the images, at one draw each, with the likelihood as it is outside training."""
+        images, labels = self._observed(batch, ctx), self._labels(batch)
+        noise = ctx.noise(_NOISE, self.config.latent_dim)[: len(images)]
+        drawn = draw(networks, encoder_of(networks).features(images, labels), labels, noise, top_prior(networks))
+        decoder = decoder_of(networks)
+        log_pixels = decoder.likelihood.log_prob(decoder.parameters_of(drawn.z, labels), images)
+        return (log_pixels - drawn.kl.sum(1)).mean()
 
     def _loss(self, networks: Networks, batch: Batch, ctx: StepContext) -> Losses:
-        config = self.config
-        labels = batch.labels if self.num_classes else None
-        mean, logvar = networks["encoder"](batch.images, labels)
-        noise = ctx.noise(0, config.latent_dim)
-        z = mean + torch.exp(0.5 * logvar) * noise
-        decoder = networks["decoder"]
-        assert isinstance(decoder, VAEDecoder)
-        logits = decoder.logits(z, labels).float()
-        nll, sigma = self._negative_log_likelihood(logits, batch.images, ctx)
-        if config.prior == "standard":
-            kl = (0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)).mean(0)  # [latent_dim], exact
-        else:
-            # One sample's estimate of the KL of all latents together, shape [1].
-            prior = networks["prior"]
-            assert isinstance(prior, FlowPrior)
-            log_q = standard_log_prob(noise) - 0.5 * logvar.sum(1)
-            kl = (log_q - prior.log_prob(z, labels)).mean(0, keepdim=True)
-        # Free bits are granted by the global batch, or the loss would depend on the number of workers.
-        granted = config.free_bits * config.latent_dim / len(kl)
-        penalised = (ctx.global_mean(kl) > granted).float()
-        warmup = min(1.0, ctx.progress / config.kl_warmup) if config.kl_warmup else 1.0
-        loss = nll + config.beta * warmup * (kl * penalised).sum()
-        mean_of_means = ctx.global_mean(mean.mean(0))
-        variance = ctx.global_mean((mean - mean_of_means).square().mean(0))
-        return {
-            "loss": loss,
+        config, decoder = self.config, decoder_of(networks)
+        images, labels = self._observed(batch, ctx), self._labels(batch)
+        count = config.iwae_samples if config.objective == "iwae" else 1
+        noise = ctx.noise(_NOISE, config.latent_dim * count).view(-1, config.latent_dim)
+        features = encoder_of(networks).features(images, labels)
+        if count > 1:
+            features, images = features.repeat_interleave(count, 0), images.repeat_interleave(count, 0)
+            labels = None if labels is None else labels.repeat_interleave(count)
+        drawn = draw(networks, features, labels, noise, top_prior(networks))
+        parameters = decoder.parameters_of(drawn.z, labels)
+        log_pixels = decoder.likelihood.training_log_prob(parameters, images, ctx.global_mean)
+        weight = config.beta * (min(1.0, ctx.progress / config.kl_warmup) if config.kl_warmup else 1.0)
+        nll, kl = -log_pixels.mean(), drawn.kl.mean(0)
+        losses = {
             "negative_elbo": (nll + kl.sum()).detach(),
             "nll": nll.detach(),
             "kl": kl.sum().detach(),
-            "sigma": sigma,
-            "active_units": (variance > ACTIVE_UNIT_VARIANCE).float().sum(),
         }
+        if config.objective == "iwae":
+            log_weights = (log_pixels + weight * drawn.log_ratio).view(-1, count)
+            losses["loss"] = math.log(count) - torch.logsumexp(log_weights, 1).mean()
+        else:
+            # Free bits are granted by the global batch, or the loss would depend on the number of workers.
+            penalised = (ctx.global_mean(kl) > config.free_bits * drawn.kl_dims).float()
+            losses["loss"] = nll + weight * (kl * penalised).sum()
+        if isinstance(decoder.likelihood, GaussianPixels):
+            losses["sigma"] = decoder.likelihood.log_sigma.detach().exp()
+        return losses
 
-    def _negative_log_likelihood(self, logits: Tensor, images: Tensor, ctx: StepContext) -> tuple[Tensor, Tensor]:
-        """Mean over the batch of the sum over pixels of -log p(x | z), in nats; and the standard deviation used."""
-        if self.config.likelihood == "bernoulli":
-            targets = (images + 1.0) / 2.0
-            nll = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum((1, 2, 3)).mean()
-            return nll, nll.new_zeros(())
-        squared = (images - torch.tanh(logits / 2)).square().sum((1, 2, 3)).mean()
-        num_pixels = images[0].numel()
-        # The best shared variance is the global batch's mean squared error. At that optimum the derivative of the loss by
-        # sigma is zero, so treating sigma as a constant gives the exact gradient.
-        sigma = (ctx.global_mean(squared) / num_pixels).sqrt().clamp(min=self.config.min_sigma)
-        nll = squared / (2 * sigma.square()) + num_pixels * (sigma.log() + 0.5 * math.log(2 * math.pi))
-        return nll, sigma
+    def _second_stage_loss(self, networks: Networks, batch: Batch, ctx: StepContext) -> Losses:
+        images, labels = self._observed(batch, ctx), self._labels(batch)
+        encoder, flow = encoder_of(networks), networks["second_stage"]
+        assert isinstance(flow, FlowPrior)
+        with torch.no_grad():
+            mean, logvar = encoder.top(encoder.features(images, labels))
+            z = mean + torch.exp(0.5 * logvar) * ctx.noise(_NOISE, mean.shape[1])
+        return {"loss": -flow.log_prob(z, labels).mean()}

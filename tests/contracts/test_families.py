@@ -15,7 +15,7 @@ from genworker.errors import UsageError
 from genworker.families.base import Batch
 from genworker.families.gan_losses import LOSSES
 from genworker.families.priors import FlowPrior, standard_log_prob
-from genworker.sampling.latents import normals
+from genworker.sampling.latents import normals, uniforms
 from genworker.schema import ImageSchema
 from genworker.stores import open_store
 from genworker.training import loop
@@ -49,6 +49,9 @@ class Context:
 
     def noise(self, stream: int, dim: int) -> torch.Tensor:
         return torch.from_numpy(normals(0, 16 + stream, 0, self.num_draws, dim))
+
+    def uniform(self, stream: int, dim: int) -> torch.Tensor:
+        return torch.from_numpy(uniforms(0, 16 + stream, 0, self.num_draws, dim))
 
     def global_mean(self, value: torch.Tensor) -> torch.Tensor:
         return value.detach()
@@ -208,6 +211,9 @@ def test_losses_are_means_over_the_batch(name: str) -> None:
     class Twice(Context):
         def noise(self, stream: int, dim: int) -> torch.Tensor:
             return torch.cat([Context(4).noise(stream, dim)] * 2)
+
+        def uniform(self, stream: int, dim: int) -> torch.Tensor:
+            return torch.cat([Context(4).uniform(stream, dim)] * 2)
 
     for phase in case.family.phases():
         single, doubled = phase.loss(case.networks, batch, Context(4)), phase.loss(case.networks, double, Twice(8))
