@@ -1,7 +1,8 @@
 """Training on a Ray cluster: the loop of `genworker.training.loop` in every worker of a Ray Train run.
 
 In: a spec and a URL. Out: checkpoints, metrics and a bundle under that URL. Checkpoints are single objects in our own store
-(one create step, checksummed), so Ray Train's directory uploads, which have neither, are not used.
+(one create step, checksummed), so Ray Train's directory uploads, which have neither, are not used. Lost workers are replaced,
+by as many as the cluster has (`resources.workers: [min, max]`), and go on from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -16,83 +17,17 @@ from typing import Any
 import ray
 
 from genworker import cluster
-from genworker.errors import GenworkerError, TrainingError
+from genworker.errors import GenworkerError, SourceError, StoreError, TrainingError
 from genworker.sources import open_source
 from genworker.stores import open_store
-from genworker.training import loop, record
-from genworker.training.loop import Hooks, TrainResult
+from genworker.training import record
+from genworker.training.board import Board, Standing
+from genworker.training.loop import TrainResult
 from genworker.training.record import Metrics
 from genworker.training.spec import TrainSpec
 
 _POLL_SECONDS = 0.5
 _STOP_GRACE_SECONDS = 30.0
-
-
-class Board:
-    """A tiny actor between workers and driver: the latest metrics out, the wish to stop in."""
-
-    def __init__(self) -> None:
-        self._latest: Metrics = {}
-        self._stop = False
-        self._events: list[str] = []
-        self._error: tuple[type[GenworkerError], str] | None = None
-
-    def report(self, metrics: Metrics) -> bool:
-        """Take rank 0's metrics; returns whether the run should stop."""
-        self._latest = metrics
-        return self._stop
-
-    def request_stop(self) -> None:
-        """Make the next report return True."""
-        self._stop = True
-
-    def event(self, text: str) -> None:
-        """Take a line for the driver to show."""
-        self._events.append(text)
-
-    def fail(self, error: GenworkerError) -> None:
-        """Keep the first error of a worker, because Ray Train wraps it in text."""
-        self._error = self._error or (type(error), str(error))
-
-    def read(self) -> tuple[Metrics, list[str], tuple[type[GenworkerError], str] | None]:
-        """The latest metrics, the events so far, and the error of a worker if there was one."""
-        return self._latest, self._events, self._error
-
-
-def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What runs in every Ray Train worker."""
-    import ray.train
-    import ray.train.torch
-
-    spec = TrainSpec.model_validate(config["spec"])
-    board = config["board"]
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    state = {"stop": False}
-
-    # Not ray.train.report: it is a barrier that waits for the controller's next poll, measured at 1.5-2.5 s a call.
-    def on_report(metrics: Metrics) -> None:
-        if rank == 0:
-            state["stop"] = ray.get(board.report.remote(metrics))
-
-    def on_event(text: str) -> None:
-        if rank == 0:
-            ray.get(board.event.remote(text))
-
-    try:
-        result = loop.train(
-            spec,
-            open_source(spec.data),
-            open_store(config["url"]),
-            rank=rank,
-            world_size=context.get_world_size(),
-            device=ray.train.torch.get_device(),
-            hooks=Hooks(on_report, on_event, lambda: state["stop"]),
-        )
-    except GenworkerError as err:
-        ray.get(board.fail.remote(err))
-        raise
-    return vars(result)
 
 
 def train(
@@ -103,7 +38,8 @@ def train(
 ) -> TrainResult:
     """Train ``spec`` into ``url`` on a Ray cluster, from the newest checkpoint if there is one.
 
-    KeyboardInterrupt makes the workers save a checkpoint and end, and is then raised again.
+    KeyboardInterrupt makes the workers save a checkpoint and end, and is then raised again. Nodes that Ray says will go away
+    make them save too; the run goes on with what is left.
 
     Raises:
         ClusterError: the cluster has fewer resources than the spec asks for.
@@ -114,44 +50,56 @@ def train(
     record.claim(spec, store)
     resources = spec.resources
     with cluster.connect():
-        cluster.check_workers(resources.workers, resources.cpus_per_worker, use_gpu=resources.use_gpu)
+        cluster.check_workers(resources.fewest_workers, resources.cpus_per_worker, use_gpu=resources.use_gpu)
         board = ray.remote(Board).options(num_cpus=0).remote()
-        outcome: dict[str, Any] = {}
-        fit = threading.Thread(target=_fit, args=(spec, store.url, board, outcome), daemon=True)
-        fit.start()
-        try:
-            _follow(fit, board, on_progress, on_event)
-        except KeyboardInterrupt:
-            ray.get(board.request_stop.remote())
-            fit.join(_STOP_GRACE_SECONDS)
-            raise
-        *_, error = ray.get(board.read.remote())
-    if error is not None:
-        kind, message = error
-        raise kind(message)
+        follower = _Follower(board, on_progress, on_event)
+        while True:
+            outcome = _run(spec, store.url, board, follower)
+            standing: Standing = ray.get(board.read.remote())
+            if standing.error is not None or not (outcome.get("value") or {}).get("preempted"):
+                break
+    if standing.error is not None:
+        raise _with_last_checkpoint(*standing.error, standing.last_checkpoint)
     if "error" in outcome:
-        raise TrainingError(
-            f"training stopped: {outcome['error']}; run the same command again to go on from the newest checkpoint"
-        ) from outcome["error"]
-    return TrainResult(**outcome["result"])
+        raise TrainingError(_explain(outcome["error"], standing.last_checkpoint)) from outcome["error"]
+    return TrainResult(**outcome["value"]["result"])
 
 
-def _follow(
-    fit: threading.Thread, board: Any, on_progress: Callable[[Metrics], None], on_event: Callable[[str], None]
-) -> None:
-    shown: Metrics = {}
-    num_told = 0
-    running = True
-    while running:
-        running = fit.is_alive()  # read once more after the end
-        metrics, events, _ = ray.get(board.read.remote())
-        for text in events[num_told:]:
-            on_event(text)
-        num_told = len(events)
-        if metrics != shown:
-            shown = metrics
-            on_progress(metrics)
-        fit.join(_POLL_SECONDS)
+class _Follower:
+    """Shows what the board says, each thing once."""
+
+    def __init__(self, board: Any, on_progress: Callable[[Metrics], None], on_event: Callable[[str], None]) -> None:
+        self._board, self._on_progress, self._on_event = board, on_progress, on_event
+        self._shown: Metrics = {}
+        self._num_told = 0
+
+    def follow(self, fit: threading.Thread) -> None:
+        """Show news until ``fit`` has ended."""
+        running = True
+        while running:
+            running = fit.is_alive()  # read once more after the end
+            standing: Standing = ray.get(self._board.read.remote())
+            for text in standing.events[self._num_told :]:
+                self._on_event(text)
+            self._num_told = len(standing.events)
+            if standing.metrics != self._shown:
+                self._shown = standing.metrics
+                self._on_progress(standing.metrics)
+            fit.join(_POLL_SECONDS)
+
+
+def _run(spec: TrainSpec, url: str, board: Any, follower: _Follower) -> dict[str, Any]:
+    """One Ray Train run from start to end; ``value`` is what rank 0 returned, ``error`` what Ray Train raised."""
+    outcome: dict[str, Any] = {}
+    fit = threading.Thread(target=_fit, args=(spec, url, board, outcome), daemon=True)
+    fit.start()
+    try:
+        follower.follow(fit)
+    except KeyboardInterrupt:
+        ray.get(board.request_stop.remote())
+        fit.join(_STOP_GRACE_SECONDS)
+        raise
+    return outcome
 
 
 def _fit(spec: TrainSpec, url: str, board: Any, outcome: dict[str, Any]) -> None:
@@ -159,23 +107,52 @@ def _fit(spec: TrainSpec, url: str, board: Any, outcome: dict[str, Any]) -> None
     import ray.train
     import ray.train.torch
 
+    from genworker.training.worker import work
+
     resources = spec.resources
     trainer = ray.train.torch.TorchTrainer(
-        _worker,
+        work,
         train_loop_config={"spec": spec.model_dump(mode="json"), "url": url, "board": board},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=max(1, round(resources.collective_timeout_seconds))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker},
+            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
         ),
         # Ray Train wants a place of its own; it holds nothing that a resume needs.
         run_config=ray.train.RunConfig(
             name=f"genworker-{uuid.uuid4().hex[:8]}",
             storage_path=str(Path(tempfile.gettempdir()) / "genworker-ray-train"),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             worker_runtime_env={"env_vars": cluster.ALLOCATOR_ENV},
         ),
     )
     try:
-        outcome["result"] = trainer.fit().return_value
+        outcome["value"] = trainer.fit().return_value
     except Exception as err:
         outcome["error"] = err
+
+
+def _with_last_checkpoint(kind: type[GenworkerError], message: str, last: str | None) -> GenworkerError:
+    if last is not None and issubclass(kind, SourceError | StoreError):
+        message = f"{message}; the newest checkpoint is {last}: run the same command again to go on from there"
+    return kind(message)
+
+
+def _explain(error: Exception, last: str | None) -> str:
+    """Which ranks were lost and why, in a few lines; Ray's own message holds every rank's traceback."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    lines = [f"  rank {rank}: {_first_line(failure)}" for rank, failure in sorted(failures.items())]
+    seen = "\n".join(["workers were lost:", *lines]) if lines else f"training stopped: {_first_line(error)}"
+    where = f"from {last}" if last else "from the newest checkpoint"
+    return (
+        f"{seen}\nwhat was lost was replaced resources.max_failures times; look at the nodes, then run the same command again "
+        f"to go on {where}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """The type and the first line of an error; of Ray's wrappers, those of its cause."""
+    cause = getattr(error, "cause", None) or error
+    text = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {text[0] if text else ''}"[:400]

@@ -74,7 +74,7 @@ def test_a_run_leaves_bundle_checkpoints_metrics_and_spec(finished: str) -> None
     store = open_store(finished)
     checkpoints = checkpoint.keys(store)
     assert len(checkpoints) == spec_for().training.keep_checkpoints
-    expected = {record.SPEC_KEY, record.METRICS_KEY, *checkpoints}
+    expected = {record.SPEC_KEY, record.METRICS_KEY, record.ENVIRONMENT_KEY, *checkpoints}
     expected |= {record.BUNDLE_PREFIX + name for name in (bundles.BUNDLE_KEY, bundles.WEIGHTS_KEY)}
     assert {info.key for info in store.list()} == expected
 
@@ -182,9 +182,11 @@ def test_an_error_in_a_worker_comes_out_with_its_type_and_message(ray_cluster: i
 def test_a_diverging_run_is_a_training_error(ray_cluster: int, tmp_path: Path) -> None:
     """Weights that become infinite end the run with what to change, not with a bundle of nonsense."""
     family = spec_for().family.model_dump() | {"lr": {"start": 1e30, "end": 1e30}}
-    training = spec_for().training.model_dump() | {"max_nonfinite_steps": 3}
-    with pytest.raises(TrainingError, match=r"4 steps had a non-finite gradient .*lower family\.lr"):
-        trainer.train(spec_for(family=family, training=training), str(tmp_path))
+    watchdog = {"max_nonfinite_steps": 3, "max_rollbacks": 1}
+    events: list[str] = []
+    with pytest.raises(TrainingError, match=r"diverged at image \d+ after 1 rollbacks(.|\n)*lower family\.lr"):
+        trainer.train(spec_for(family=family, watchdog=watchdog), str(tmp_path), on_event=events.append)
+    assert any("rollback 1 of 1 goes back to the start" in event for event in events)
     assert not (tmp_path / record.BUNDLE_PREFIX).exists()
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 FAMILIES = sorted(families.FAMILIES)
 CPU = torch.device("cpu")
-SPEC_ID = "0123456789abcdef"
+SPEC = models.train_spec()
 
 
 @pytest.fixture
@@ -63,6 +64,11 @@ def tiny_state(seed: int = 0, images_seen: int = 0, steps: int = 2) -> TrainingS
     return TrainingState(networks, average, optimizers, Counters(images_seen=images_seen, nonfinite_steps=seed))
 
 
+def keep(store: Store, state: TrainingState, spec: TrainSpec = SPEC, **facts: Any) -> str:
+    """Save a state as a checkpoint of ``spec``; returns its key."""
+    return checkpoint.save(store, checkpoint.take(state, spec, **facts))
+
+
 def same(left: TrainingState, right: TrainingState) -> bool:
     """Whether two states are equal, bit for bit."""
     ours, theirs = left.tensors(), right.tensors()
@@ -76,11 +82,11 @@ def same(left: TrainingState, right: TrainingState) -> bool:
 def test_a_loaded_checkpoint_is_the_saved_state(store: Store) -> None:
     """Networks, average, moments, step counts and counters come back exactly."""
     saved = tiny_state(seed=3, images_seen=640)
-    key = checkpoint.save(store, saved, SPEC_ID)
+    key = keep(store, saved)
     assert key == "checkpoints/images-000000000640.safetensors"
     state, skipped = tiny_state(seed=4), list[str]()
     assert not same(state, saved)
-    assert checkpoint.load_latest(store, state, SPEC_ID, skipped)
+    assert checkpoint.load_latest(store, state, SPEC, skipped)
     assert same(state, saved)
     assert skipped == []
     assert any(name.startswith("optimizers.one.0.exp_avg_sq") for name in state.tensors())
@@ -88,9 +94,9 @@ def test_a_loaded_checkpoint_is_the_saved_state(store: Store) -> None:
 
 def test_a_state_before_the_first_step_is_saved_too(store: Store) -> None:
     """Optimizers without moments come back without moments."""
-    checkpoint.save(store, tiny_state(seed=3, steps=0), SPEC_ID)
+    keep(store, tiny_state(seed=3, steps=0))
     state = tiny_state(seed=4, steps=2)
-    assert checkpoint.load_latest(store, state, SPEC_ID, [])
+    assert checkpoint.load_latest(store, state, SPEC, [])
     assert same(state, tiny_state(seed=3, steps=0))
 
 
@@ -98,16 +104,16 @@ def test_without_checkpoints_the_state_is_left_alone(store: Store) -> None:
     """An empty store, and foreign objects below the prefix, are no checkpoint."""
     store.put("checkpoints/notes.txt", b"x")
     state = tiny_state(seed=1)
-    assert not checkpoint.load_latest(store, state, SPEC_ID, [])
+    assert not checkpoint.load_latest(store, state, SPEC, [])
     assert same(state, tiny_state(seed=1))
 
 
 def test_the_newest_checkpoint_is_loaded(store: Store) -> None:
     """Of several checkpoints the one with the most images seen counts, whenever it was written."""
     for images_seen in (900, 1_000_000, 50_000):
-        checkpoint.save(store, tiny_state(seed=1, images_seen=images_seen), SPEC_ID)
+        keep(store, tiny_state(seed=1, images_seen=images_seen))
     state = tiny_state()
-    checkpoint.load_latest(store, state, SPEC_ID, [])
+    checkpoint.load_latest(store, state, SPEC, [])
     assert state.counters.images_seen == 1_000_000
 
 
@@ -115,7 +121,7 @@ def test_prune_keeps_the_newest(store: Store) -> None:
     """All but the newest are deleted, and nothing that is no checkpoint."""
     store.put("checkpoints/notes.txt", b"x")
     for images_seen in (5, 10, 100, 1000):
-        checkpoint.save(store, tiny_state(images_seen=images_seen), SPEC_ID)
+        keep(store, tiny_state(images_seen=images_seen))
     checkpoint.prune(store, 2)
     assert [key[-16:-12] for key in checkpoint.keys(store)] == ["1000", "0100"]
     assert store.get("checkpoints/notes.txt") == b"x"
@@ -126,8 +132,8 @@ def test_prune_keeps_the_newest(store: Store) -> None:
 def damaged_pair(damage: Callable[[bytes], bytes]) -> tuple[Store, str]:
     """A store with a whole checkpoint of 10 images and a damaged one of 20; and the damaged one's key."""
     store = new_store()
-    checkpoint.save(store, tiny_state(seed=1, images_seen=10), SPEC_ID)
-    key = checkpoint.save(store, tiny_state(seed=2, images_seen=20), SPEC_ID)
+    keep(store, tiny_state(seed=1, images_seen=10))
+    key = keep(store, tiny_state(seed=2, images_seen=20))
     store.put(key, damage(store.get(key)), overwrite=True)
     return store, key
 
@@ -135,7 +141,7 @@ def damaged_pair(damage: Callable[[bytes], bytes]) -> tuple[Store, str]:
 def assert_passed_over(store: Store, key: str) -> None:
     """The damaged checkpoint is named and the one before it is loaded, whole."""
     state, skipped = tiny_state(seed=5), list[str]()
-    assert checkpoint.load_latest(store, state, SPEC_ID, skipped)
+    assert checkpoint.load_latest(store, state, SPEC, skipped)
     assert same(state, tiny_state(seed=1, images_seen=10))
     (line,) = skipped
     assert line.startswith(f"{key}: ")
@@ -166,8 +172,8 @@ def test_no_bit_of_the_header_can_flip_unseen() -> None:
     store, key = damaged_pair(bytes)
     whole = store.get(key)
     begin = whole.index(b"__metadata__") - 2
-    end = whole.index(b"}", whole.index(SPEC_ID.encode())) + 4
-    for bit in range(8 * begin, 8 * end, 3):
+    end = whole.index(b"sha256", begin) + 80
+    for bit in range(8 * begin, 8 * end, 61):
         store.put(key, flipped(whole, bit), overwrite=True)
         assert_passed_over(store, key)
 
@@ -176,7 +182,7 @@ def test_equal_states_give_equal_bytes() -> None:
     """A checkpoint is a function of the state and the spec, so that two can be compared."""
     stores = [new_store() for _ in range(4)]
     for one in stores:
-        checkpoint.save(one, tiny_state(seed=1), SPEC_ID)
+        keep(one, tiny_state(seed=1))
     assert len({final_state(one) for one in stores}) == 1
 
 
@@ -187,19 +193,58 @@ def test_other_files_are_passed_over(content: bytes) -> None:
 
 
 def test_a_checkpoint_of_another_spec_is_refused(store: Store) -> None:
-    """A whole checkpoint of another spec ends the run with both ids and what to do."""
-    checkpoint.save(store, tiny_state(), "f" * 16)
-    with pytest.raises(CheckpointError, match=f"{'f' * 16}, this run is spec {SPEC_ID}; train into another URL"):
-        checkpoint.load_latest(store, tiny_state(), SPEC_ID, [])
+    """A whole checkpoint of another spec ends the run with every difference and what to do."""
+    keep(store, tiny_state(), models.train_spec(seed=4, images=40))
+    with pytest.raises(CheckpointError, match="written by another spec; train into another URL") as caught:
+        checkpoint.load_latest(store, tiny_state(), SPEC, [])
+    for line in ("seed: 0 here, 4 there", "training.images: 48 here, 40 there"):
+        assert line in str(caught.value)
+
+
+def test_resources_and_rhythm_do_not_make_another_spec(store: Store) -> None:
+    """A run may be resumed on other resources, with other reports, bands and evaluations."""
+    keep(store, tiny_state(seed=1), models.train_spec(report_every_images=5, callbacks=()))
+    assert checkpoint.load_latest(store, tiny_state(), SPEC, [])
+
+
+def test_a_checkpoint_keeps_what_the_watchdog_knows(store: Store) -> None:
+    """The watchdog's state and whether all was well come back as they were."""
+    keep(store, tiny_state(), watchdog={"outside": {"loss": 2}}, good=False)
+    snapshot = checkpoint.load_latest(store, tiny_state(), SPEC, [])
+    assert snapshot is not None
+    assert (snapshot.watchdog, snapshot.good) == ({"outside": {"loss": 2}}, False)
+
+
+def test_training_goes_on_while_a_snapshot_is_stored(store: Store) -> None:
+    """A snapshot is a copy: what changes after it was taken is not in it."""
+    state = tiny_state(seed=1)
+    before = tiny_state(seed=1)
+    snapshot = checkpoint.take(state, SPEC)
+    with torch.no_grad():
+        for tensor in state.tensors().values():
+            tensor.add_(1)
+    state.counters.images_seen += 8
+    checkpoint.save(store, snapshot)
+    loaded = tiny_state(seed=2)
+    checkpoint.load_latest(store, loaded, SPEC, [])
+    assert same(loaded, before)
+
+
+def test_prune_keeps_the_best_besides(store: Store) -> None:
+    """Checkpoints with the best evaluations are left however old they are."""
+    for images_seen in (5, 10, 100, 1000):
+        keep(store, tiny_state(images_seen=images_seen))
+    checkpoint.prune(store, 1, frozenset({10, 77}))
+    assert [checkpoint.images_of(key) for key in checkpoint.keys(store)] == [1000, 10]
 
 
 def test_a_checkpoint_of_other_networks_is_refused(store: Store) -> None:
     """Tensors that do not fit the networks are refused, in one error."""
-    checkpoint.save(store, tiny_state(), SPEC_ID)
+    keep(store, tiny_state())
     state = tiny_state()
     other = TrainingState(nn.ModuleDict({"one": nn.Linear(3, 2)}), state.average, state.optimizers, state.counters)
     with pytest.raises(CheckpointError, match="other networks"):
-        checkpoint.load_latest(store, other, SPEC_ID, [])
+        checkpoint.load_latest(store, other, SPEC, [])
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -210,9 +255,11 @@ def run(
 ) -> tuple[TrainResult, list[float]]:
     """Train in this process; returns how it ended and the images seen at each report."""
     reports: list[float] = []
+    steps = itertools.count(1)
     hooks = Hooks(
         on_report=lambda metrics: reports.append(metrics["images_seen"]),
-        should_stop=lambda: stop_at is not None and reports[-1] >= stop_at,
+        # Asked before each step; the step for which it says yes is the last.
+        should_stop=lambda: stop_at is not None and next(steps) * spec.training.batch_size >= stop_at,
     )
     result = loop.train(spec, source or models.shipped_source(), store, rank=0, world_size=1, device=CPU, hooks=hooks)
     return result, reports
@@ -240,8 +287,11 @@ def test_a_stopped_run_ends_as_an_unbroken_one(name: str) -> None:
 
 def timeless(store: Store) -> list[dict[str, float]]:
     """metrics.jsonl without what a clock decides."""
-    clock = {"images_per_second", "data_wait_share", "seconds"}
-    return [{key: value for key, value in line.items() if key not in clock} for line in read_metrics(store)]
+    clock = {"images_per_second", "seconds"}
+    return [
+        {key: value for key, value in line.items() if key not in clock and not key.endswith("_share")}
+        for line in read_metrics(store)
+    ]
 
 
 class DyingSource:
@@ -344,24 +394,15 @@ def trainer_with_nan(spec: TrainSpec) -> step.Trainer:
     return trainer
 
 
-def train_on(trainer: step.Trainer, loader: Loader, meter: step.Meter) -> None:
-    for batch in loader:
-        trainer.step(batch, meter)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_non_finite_steps_are_counted_skipped_and_end_the_run(name: str) -> None:
-    """A NaN gradient moves no weight and no moment; each is counted, and one past the limit ends the run."""
-    spec = models.train_spec(name, max_nonfinite_steps=2)
-    trainer = trainer_with_nan(spec)
+def test_a_non_finite_gradient_moves_nothing_and_is_counted(name: str) -> None:
+    """A NaN gradient moves no weight and no moment, and each is counted."""
+    trainer = trainer_with_nan(models.train_spec(name))
     before = {key: value.clone() for key, value in trainer.networks.state_dict().items()}
     loader = Loader(models.shipped_source(), batch_size=8, seed=0, prefetch=0)
-    meter = step.Meter()
-    trainer.step(next(loader), meter)
-    with pytest.raises(TrainingError, match="3 steps had a non-finite gradient") as caught:
-        train_on(trainer, loader, meter)
-    assert "max_nonfinite_steps 2" in str(caught.value)
-    assert trainer.state.counters.nonfinite_steps == 3
+    for _ in range(3):
+        trainer.step([next(loader)], step.Meter())
+    assert trainer.state.counters.nonfinite_steps >= 3
     for key, value in trainer.networks.state_dict().items():
         assert torch.equal(value.nan_to_num(7.0), before[key].nan_to_num(7.0)), key
     assert all(not optimizer.state_dict()["state"] for optimizer in trainer.optimizers.values())
@@ -369,12 +410,13 @@ def test_non_finite_steps_are_counted_skipped_and_end_the_run(name: str) -> None
 
 def test_non_finite_steps_are_reported() -> None:
     """The count of skipped steps is in every report and in the checkpoint, and goes on after a resume."""
-    spec = models.train_spec(images=16, report_every_images=8, max_nonfinite_steps=50)
+    spec = models.train_spec(images=16, report_every_images=8)
     store = new_store()
     broken = trainer_with_nan(spec)
     broken.state.counters.nonfinite_steps = 7
-    checkpoint.save(store, broken.state, spec.spec_id)
-    run(spec, store)
+    keep(store, broken.state, spec)
+    with pytest.raises(TrainingError, match="averaged weights are not finite"):
+        run(spec, store)
     assert [line["nonfinite_steps"] for line in read_metrics(store)] == [8, 9]
 
 
