@@ -142,14 +142,19 @@ def _rows(
     return rows, [""] * num_rows
 
 
+def opaque(pixels: Pixels) -> Pixels:
+    """Images uint8 [..., H, W, C] as grey (C 1) or RGB (C 2, 3, 4); transparent ones lie on a checkerboard."""
+    channels = pixels.shape[-1]
+    if channels in {1, 3}:
+        return pixels
+    colour = pixels[..., :3] if channels == 4 else pixels[..., :1].repeat(3, axis=-1)
+    rows, columns = np.indices(pixels.shape[-3:-1]) // 8
+    paper = np.where((rows + columns) % 2, _CHECKER[0], _CHECKER[1])[..., None]
+    alpha = pixels[..., -1:].astype(np.float64) / 255
+    return np.rint(colour * alpha + paper * (1 - alpha)).astype(np.uint8)
+
+
 def _tile(pixels: Pixels, scale: int) -> Pixels:
     """One image as RGB, each pixel repeated; transparent ones over a checkerboard."""
-    channels = pixels.shape[-1]
-    large = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
-    colour = large[..., :3] if channels >= 3 else large[..., :1].repeat(3, axis=-1)
-    if channels in {1, 3}:
-        return np.ascontiguousarray(colour)
-    rows, columns = np.indices(large.shape[:2]) // 8
-    paper = np.where((rows + columns) % 2, _CHECKER[0], _CHECKER[1])[..., None]
-    alpha = large[..., -1:].astype(np.float64) / 255
-    return np.rint(colour * alpha + paper * (1 - alpha)).astype(np.uint8)
+    large = opaque(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+    return np.ascontiguousarray(large if large.shape[-1] == 3 else large.repeat(3, axis=-1))

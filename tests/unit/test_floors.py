@@ -19,12 +19,14 @@ FLOORS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
     1: ("schema", "config", "registry"),
     2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "device"),
-    3: ("bundle", "sampling.*", "bulk.plan", "bulk.records", "bulk.commit", "reading.*", "report.*"),
+    3: ("bundle", "sampling.*", "bulk.plan", "bulk.records", "bulk.commit", "reading.*", "report", "report.sheet"),
     4: (
         *(
             f"training.{name}"
             for name in ("loop", "step", "record", "loader", "ema", "checkpoint", "collectives", "spec")
         ),
+        "training.callbacks.*",
+        "training.pictures",
         "works.*",
         "bulk.shard",
         "bulk.request",
@@ -38,7 +40,21 @@ DOORS = {("formats", "codecs"), ("sources", "stores")}
 HALLS = {"bulk", "training"}
 RAY_FLOOR = 5
 UNSAFE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "torch.load"}
-HEAVY = ("torch", "ray", "pyarrow", "boto3", "botocore", "numpy", "pydantic", "PIL", "imagecodecs", "yaml", "rich")
+HEAVY = (
+    "torch",
+    "ray",
+    "pyarrow",
+    "boto3",
+    "botocore",
+    "numpy",
+    "pydantic",
+    "PIL",
+    "imagecodecs",
+    "yaml",
+    "rich",
+    "jinja2",
+    "matplotlib",
+)
 
 
 class Import(NamedTuple):
