@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 
 from genworker import formats
 from genworker.errors import UsageError
-from genworker.sources.parquet_files import RangeFile
+from genworker.sources.shard_files import RangeFile
 from genworker.stores.base import ObjectInfo
 
 if TYPE_CHECKING:

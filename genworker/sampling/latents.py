@@ -23,7 +23,9 @@ class Stream(IntEnum):
 
     LATENTS = 0
     LABELS = 1
-    ORDER = 2  # of training images
+    ORDER = 2  # of training images, or of the blocks that hold them
+    ORDER_IN_BLOCKS = 3  # of training images, within a few blocks
+    HOLDOUT = 4  # which images are never trained on
     TRAINING = 16  # training phases count upwards from here
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from genworker.config import canonical_json
 from genworker.schema import ImageSchema, Int64Array, Pixels, SampleBatch
-from genworker.sources.base import check_indices
+from genworker.sources.base import Blocks, check_indices
 
 
 class ArraySource:
@@ -19,6 +19,7 @@ class ArraySource:
 
     schema: ImageSchema
     corrupt: list[str]
+    blocks: Blocks | None = None
 
     def _hold(self, pixels: Pixels, labels: Int64Array, class_names: tuple[str, ...], num_classes: int) -> None:
         _, height, width, channels = pixels.shape
@@ -35,6 +36,9 @@ class ArraySource:
         """Return the images at ``indices``; see `base.Source.read`."""
         check_indices(indices, len(self))
         return SampleBatch(sample_index=indices.copy(), pixels=self._pixels[indices], labels=self._labels[indices])
+
+    def prefetch(self, indices: Int64Array) -> None:
+        """Do nothing: all images are here."""
 
     def digest(self) -> str:
         """SHA-256 over shape, classes, labels and every pixel."""

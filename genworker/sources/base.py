@@ -6,6 +6,7 @@ In: a URL and the wanted image size. Out: uint8 pixels and labels by index. A so
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
@@ -14,10 +15,10 @@ from pydantic import Field, field_validator
 
 from genworker.config import Spec
 from genworker.errors import SourceError
-from genworker.schema import ImageSchema
+from genworker.schema import ImageSchema, Int64Array
 
 if TYPE_CHECKING:
-    from genworker.schema import Int64Array, SampleBatch
+    from genworker.schema import SampleBatch
 
 Split = Literal["train", "test"]
 
@@ -32,6 +33,9 @@ class SourceConfig(Spec):
     split: Split = Field("train", description="which part of the data")
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use only the first so many images")
     max_corrupt: Annotated[int, Field(ge=0)] = Field(10, description="undecodable images to tolerate before stopping")
+    patience_seconds: Annotated[float, Field(ge=0)] = Field(
+        120.0, description="how long a store that fails in the middle of a run is asked again before the run ends"
+    )
 
     @field_validator("url")
     @classmethod
@@ -59,6 +63,19 @@ class ResizedConfig(SourceConfig):
         )
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """How a source's images lie in storage, where some are cheap to read together: row groups, stretches of a tar file.
+
+    Attributes:
+        ends: int64 [n], rising; block b holds the images from ends[b - 1] (0 for the first) up to ends[b].
+        window: how many blocks the source can keep in memory and still have room to fetch as many again.
+    """
+
+    ends: Int64Array
+    window: int
+
+
 class Source(Protocol):
     """Random access to ``len(source)`` images of one schema.
 
@@ -66,11 +83,13 @@ class Source(Protocol):
         Config: the pydantic model of what the user may say about this source.
         schema: shape and classes of every image that `read` returns; the same for all splits.
         corrupt: names of the images that could not be decoded so far, each once.
+        blocks: which images are cheap to read together, or None where no image is nearer than another.
     """
 
     Config: ClassVar[type[SourceConfig]]
     schema: ImageSchema
     corrupt: list[str]
+    blocks: Blocks | None
 
     def __init__(self, config: Any) -> None:
         """Open the data that ``config`` (of this class's ``Config``) describes; raises SourceError."""
@@ -78,12 +97,17 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Int64Array) -> SampleBatch:
-        """Return the images at ``indices`` (int64 [N], each in [0, len), repeats allowed) in that order.
+        """Return the images at ``indices`` (int64 [N], each in [0, len), repeats allowed) in that order; from any thread.
 
         An image that cannot be decoded is replaced by the next good one (index + 1, ..., around the end), named in
         ``corrupt`` and counted; ``sample_index`` tells which image really stands at each position. Raises SourceError
-        once more than ``max_corrupt`` images are corrupt, and IndexError for an index outside.
+        once more than ``max_corrupt`` images are corrupt, IndexError for an index outside, and StoreError for a store
+        that did not answer, after which the same call may succeed.
         """
+        ...
+
+    def prefetch(self, indices: Int64Array) -> None:
+        """Say which images will be read soon; returns at once, and a failure shows only when they are read."""
         ...
 
     def digest(self) -> str:

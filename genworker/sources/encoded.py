@@ -6,6 +6,7 @@ same one, and named; it is never skipped silently.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from genworker.schema import ImageSchema, Int64Array, Pixels, SampleBatch
 from genworker.sources.base import check_indices
 from genworker.sources.images import decode_image
 
-# Decoding leaves Python's lock, and requests to an object store mostly wait.
-_NUM_THREADS = 8
+# Decoding leaves Python's lock, and requests to an object store mostly wait; a store keeps as many connections.
+NUM_THREADS = 16
 _MAX_NAMED = 10
 
 
@@ -41,10 +42,11 @@ class EncodedSource(ABC):
         self.corrupt = []
         self._url, self._length, self._max_corrupt = url, length, max_corrupt
         self._bad: set[int] = set()
+        self._counting = threading.Lock()
 
     @abstractmethod
     def _fetch(self, index: int) -> EncodedImage:
-        """Get one encoded image; called from several threads, in rising order of indices.
+        """Get one encoded image; called from several threads, in each in rising order of indices.
 
         Raises CorruptImageError with the reason alone where the source knows that it is no image.
         """
@@ -61,14 +63,13 @@ class EncodedSource(ABC):
         check_indices(indices, len(self))
         chosen = [self._good_from(int(index)) for index in indices]
         decoded: dict[int, tuple[Pixels, int]] = {}
-        with ThreadPoolExecutor(min(_NUM_THREADS, max(1, len(chosen)))) as pool:
-            while missing := sorted(set(chosen) - decoded.keys()):
-                for index, outcome in zip(missing, pool.map(self._try, missing), strict=True):
-                    if isinstance(outcome, CorruptImageError):
-                        self._count_corrupt(index, outcome)
-                    else:
-                        decoded[index] = outcome
-                chosen = [self._good_from(index) for index in chosen]
+        while missing := sorted(set(chosen) - decoded.keys()):
+            for index, outcome in zip(missing, self._try_all(missing), strict=True):
+                if isinstance(outcome, CorruptImageError):
+                    self._count_corrupt(index, outcome)
+                else:
+                    decoded[index] = outcome
+            chosen = [self._good_from(index) for index in chosen]
         pixels = np.empty((len(chosen), *self.schema.pixel_shape), np.uint8)
         labels = np.empty(len(chosen), np.int64)
         for row, index in enumerate(chosen):
@@ -76,6 +77,15 @@ class EncodedSource(ABC):
         return SampleBatch(
             sample_index=np.array(chosen, np.int64), pixels=pixels, labels=labels if self.schema.num_classes else None
         )
+
+    def _try_all(self, indices: list[int]) -> list[tuple[Pixels, int] | CorruptImageError]:
+        # A stretch for each thread, not one image at a time: handing over a small image costs as much as decoding it.
+        step = -(-len(indices) // NUM_THREADS)
+        stretches = [indices[first : first + step] for first in range(0, len(indices), step)]
+        if len(stretches) == 1:
+            return [self._try(index) for index in indices]
+        with ThreadPoolExecutor(len(stretches)) as pool:
+            return [found for part in pool.map(lambda part: [self._try(i) for i in part], stretches) for found in part]
 
     def _try(self, index: int) -> tuple[Pixels, int] | CorruptImageError:
         try:
@@ -92,9 +102,14 @@ class EncodedSource(ABC):
         return index
 
     def _count_corrupt(self, index: int, reason: CorruptImageError) -> None:
-        self._bad.add(index)
-        self.corrupt.append(self._name(index))
-        if len(self._bad) > self._max_corrupt or len(self._bad) == len(self):
+        name = self._name(index)
+        with self._counting:
+            if index in self._bad:  # another thread met it at the same time
+                return
+            self._bad.add(index)
+            self.corrupt.append(name)
+            if len(self._bad) <= self._max_corrupt and len(self._bad) < len(self):
+                return
             named = ", ".join(self.corrupt[:_MAX_NAMED]) + (", ..." if len(self.corrupt) > _MAX_NAMED else "")
             rule = (
                 f"more than max_corrupt {self._max_corrupt}"

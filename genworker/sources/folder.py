@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from genworker.config import digest_of
 from genworker.errors import CorruptImageError, SourceError
-from genworker.sources.base import ResizedConfig, SourceConfig, Split, require_url
+from genworker.sources.base import Blocks, ResizedConfig, SourceConfig, Split, require_url
 from genworker.sources.encoded import EncodedImage, EncodedSource
 from genworker.sources.images import MAX_ENCODED_BYTES
 from genworker.stores import open_store
@@ -19,6 +19,7 @@ from genworker.stores import open_store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from genworker.schema import Int64Array
     from genworker.stores.base import ObjectInfo
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -35,6 +36,7 @@ class FolderSource(EncodedSource):
     """Image files, decoded when they are read."""
 
     Config: ClassVar[type[SourceConfig]] = FolderConfig
+    blocks: Blocks | None = None
 
     def __init__(self, config: FolderConfig) -> None:
         url = require_url(config, "a folder or s3:// prefix of images")
@@ -56,6 +58,9 @@ class FolderSource(EncodedSource):
             length=len(self._files),
             max_corrupt=config.max_corrupt,
         )
+
+    def prefetch(self, indices: Int64Array) -> None:
+        """Do nothing: each image is a request of its own, and many are asked for at a time when they are read."""
 
     def digest(self) -> str:
         """SHA-256 over the key and size of every file; a file changed without a change of size goes unnoticed."""

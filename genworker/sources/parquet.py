@@ -7,8 +7,7 @@ images by row. Footers are read first; row groups when one of their images is wa
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,11 +18,14 @@ from pydantic import Field
 from genworker.config import digest_of
 from genworker.errors import CorruptImageError, SourceError
 from genworker.sources.base import ResizedConfig, SourceConfig, require_url
-from genworker.sources.encoded import EncodedImage, EncodedSource
+from genworker.sources.blocks import BlockSource
+from genworker.sources.encoded import EncodedImage
 from genworker.sources.parquet_files import ParquetFiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from genworker.schema import Int64Array
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -39,11 +41,33 @@ class ParquetConfig(ResizedConfig):
         None, description="without it: as many as the label column has class names, else its largest label + 1"
     )
     cache_bytes: Annotated[int, Field(ge=0)] = Field(
-        2**29, description="row groups to keep in memory; data beyond that is fetched again and again, in every batch"
+        2**29,
+        description="row groups to keep in memory, half for those that images are drawn from and half for the next ones; "
+        "larger data is shuffled as far as this reaches",
     )
 
 
-class ParquetSource(EncodedSource):
+@dataclass(frozen=True)
+class RowGroup:
+    """Encoded images (Arrow binary, null where there is none) and labels (int64 [n], or None) of one row group."""
+
+    images: Any
+    labels: Int64Array | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the images take."""
+        return int(self.images.nbytes)
+
+    def image(self, row: int) -> EncodedImage:
+        """One row; raises CorruptImageError where it holds no bytes."""
+        data = self.images[row].as_py()
+        if data is None:
+            raise CorruptImageError("holds no bytes (null, or only a path)")
+        return EncodedImage(data, 0 if self.labels is None else int(self.labels[row]))
+
+
+class ParquetSource(BlockSource[RowGroup]):
     """Rows of Parquet files."""
 
     Config: ClassVar[type[SourceConfig]] = ParquetConfig
@@ -56,24 +80,21 @@ class ParquetSource(EncodedSource):
         for info, schema in zip(self._files.infos, schemas, strict=True):
             _check_types(f"{url}: {info.key}", schema, self._image_column, self._label_column)
         self._row_groups = [
-            (file, group, footer.row_group(group).num_rows)
-            for file, footer in enumerate(self._files.footers)
-            for group in range(footer.num_row_groups)
+            (file, group) for file, footer in enumerate(self._files.footers) for group in range(footer.num_row_groups)
         ]
-        self._ends = np.cumsum([rows for _, _, rows in self._row_groups], dtype=np.int64)
-        num_rows = int(self._ends[-1]) if self._row_groups else 0
-        if not num_rows:
+        metadata = [self._files.footers[file].row_group(group) for file, group in self._row_groups]
+        rows = np.array([group.num_rows for group in metadata], np.int64)
+        if not rows.sum():
             raise SourceError(f"{url}: its {len(self._files.infos)} Parquet files hold no rows")
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
-        self._cache_bytes = config.cache_bytes
         class_names = _class_names(schemas[0].metadata or {}, self._label_column)
-        num_classes = self._num_classes(config.num_classes, class_names)
         super().__init__(
             url=url,
-            schema=config.image_schema(num_classes, class_names),
-            length=min(num_rows, config.limit or num_rows),
+            schema=config.image_schema(self._num_classes(config.num_classes, class_names), class_names),
+            rows=rows,
+            sizes=np.array([_image_bytes(group, self._image_column) for group in metadata], np.int64),
+            limit=config.limit,
             max_corrupt=config.max_corrupt,
+            cache_bytes=config.cache_bytes,
         )
 
     def digest(self) -> str:
@@ -81,46 +102,29 @@ class ParquetSource(EncodedSource):
         files = [[info.key, info.size] for info in self._files.infos]
         return digest_of([files, self._image_column, self._label_column, len(self)])
 
-    def _fetch(self, index: int) -> EncodedImage:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[group - 1]) if group else 0)
-        # One thread at a time: the others would ask for the same row group, since indices rise.
-        with self._lock:
-            images, labels = self._row_group(group)
-        data = images[row].as_py()
-        if data is None:
-            raise CorruptImageError("holds no bytes (null, or only a path)")
-        return EncodedImage(data, 0 if labels is None else int(labels[row]))
-
     def _name(self, index: int) -> str:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        file = self._row_groups[group][0]
-        rows_before = sum(rows for other, _, rows in self._row_groups[:group] if other < file)
-        return f"{self._files.infos[file].key} row {index - rows_before}"
+        number, row = self._locate(index)
+        file, group = self._row_groups[number]
+        before = sum(self._files.footers[file].row_group(other).num_rows for other in range(group))
+        return f"{self._files.infos[file].key} row {before + row}"
 
-    def _row_group(self, group: int) -> tuple[Any, Any]:
-        """Images (Arrow binary) and labels (int64 or None) of a row group, from the cache where they are in it."""
-        if group not in self._cache:
-            file, number, _ = self._row_groups[group]
-            columns = [self._image_column, *([self._label_column] if self._label_column else [])]
-            table = self._files.read_row_group(file, number, columns)
-            images = table[self._image_column]
-            if pa.types.is_struct(images.type):
-                images = pc.struct_field(images, "bytes")
-            self._cache[group] = images, self._checked_labels(file, table)
-            while len(self._cache) > 1 and sum(kept.nbytes for kept, _ in self._cache.values()) > self._cache_bytes:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(group)
-        return self._cache[group]
+    def _fetch_block(self, number: int) -> RowGroup:
+        file, group = self._row_groups[number]
+        columns = [self._image_column, *([self._label_column] if self._label_column else [])]
+        table = self._files.read_row_group(file, group, columns)
+        images = table[self._image_column]
+        if pa.types.is_struct(images.type):
+            images = pc.struct_field(images, "bytes")
+        return RowGroup(images, self._checked_labels(file, table))
 
-    def _checked_labels(self, file: int, table: Any) -> Any:
+    def _checked_labels(self, file: int, table: Any) -> Int64Array | None:
         if self._label_column is None:
             return None
         column = table[self._label_column]
         where = f"{self._files.url}: {self._files.infos[file].key}: column {self._label_column}"
         if column.null_count:
             raise SourceError(f"{where}: holds {column.null_count} nulls; every image needs a class number")
-        labels = column.to_numpy().astype(np.int64)
+        labels: Int64Array = column.to_numpy().astype(np.int64)
         wrong = labels[(labels < 0) | (labels >= self.schema.num_classes)]
         if wrong.size:
             raise SourceError(
@@ -142,10 +146,10 @@ class ParquetSource(EncodedSource):
 
     def _largest_label(self, group: int) -> int:
         """From the footer's statistics where the writer left them, so that nothing more is fetched."""
-        file, number, rows = self._row_groups[group]
-        if not rows:
-            return 0
+        file, number = self._row_groups[group]
         metadata = self._files.footers[file].row_group(number)
+        if not metadata.num_rows:
+            return 0
         for column in (metadata.column(i) for i in range(metadata.num_columns)):
             if column.path_in_schema == self._label_column and column.is_stats_set and column.statistics.has_min_max:
                 return int(column.statistics.max)
@@ -167,6 +171,16 @@ def choose_columns(url: str, schema: Any, config: ParquetConfig) -> tuple[str, s
             f"{', '.join(schema.names) or '(no columns)'}"
         )
     return image, config.label_column or next((name for name in _LABEL_COLUMNS if name in schema.names), None)
+
+
+def _image_bytes(row_group: Any, column: str) -> int:
+    """What the images of a row group take in memory, by the footer."""
+    parts = (row_group.column(i) for i in range(row_group.num_columns))
+    return sum(
+        int(part.total_uncompressed_size)
+        for part in parts
+        if part.path_in_schema == column or part.path_in_schema.startswith(f"{column}.")
+    )
 
 
 def _check_types(where: str, schema: Any, image: str, label: str | None) -> None:

@@ -1,7 +1,8 @@
-"""Endless batches of training images in an order that depends on the seed alone, prepared ahead in a thread.
+"""Endless batches of training images in an order that the seed decides, prepared ahead in a thread.
 
 In: a source, a global batch size, a rank. Out: images, labels and the number of each draw. The cursor is one number,
-images_seen: any number of workers, stopped and started anywhere, draws the same images in the same order.
+images_seen: any number of workers, stopped and started anywhere, draws the same images in the same order. A store that does
+not answer is asked again; what is wrong with the data itself ends the run.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import numpy as np
 import torch
 
 from genworker.errors import SourceError, UsageError
-from genworker.sampling.latents import Stream, raw_words
+from genworker.training.order import Order
+from genworker.training.reader import Reader
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from genworker.schema import Int64Array, Pixels
     from genworker.sources.base import Source
+
+_CLOSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,6 @@ def rank_slice(batch_size: int, rank: int, world_size: int, unit: int = 1) -> sl
     return slice(unit * first, unit * (first + base + (rank < longer)))
 
 
-def permutation(length: int, seed: int, epoch: int) -> Int64Array:
-    """The order of the ``length`` images of a source in one epoch, int64 [length].
-
-    Made by sorting Philox words, not by numpy's ``permutation``: numpy keeps the former the same between its versions, and
-    a resumed run may meet another version.
-    """
-    words = raw_words(seed, Stream.ORDER, epoch, 1, length)[0]
-    return np.argsort(words, kind="stable").astype(np.int64)
-
-
 def images_of(pixels: Pixels) -> torch.Tensor:
     """Turn pixels uint8 [N, H, W, C] into images float32 [N, C, H, W] in [-1, 1]."""
     # In numpy, which stays on one thread: torch would share this out and wait for cores that the training step uses.
@@ -70,26 +64,6 @@ def images_of(pixels: Pixels) -> torch.Tensor:
     images /= np.float32(127.5)
     images -= np.float32(1)
     return torch.from_numpy(images)
-
-
-class Order:
-    """Which image each draw takes: draw d is position d % length of the permutation of epoch d // length."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self._length, self._seed = length, seed
-        self._epochs: dict[int, Int64Array] = {}
-
-    def indices(self, draws: Int64Array) -> Int64Array:
-        """The image index of each draw (int64 [n], each at least 0), int64 [n]."""
-        epochs, positions = np.divmod(draws, self._length)
-        needed = np.unique(epochs).tolist()
-        # Batches move forward, so the epochs of the last batch are all that is worth keeping.
-        kept = {epoch: self._epochs[epoch] for epoch in needed if epoch in self._epochs}
-        self._epochs = kept | {e: permutation(self._length, self._seed, e) for e in needed if e not in kept}
-        indices = np.empty(len(draws), np.int64)
-        for epoch, order in self._epochs.items():
-            indices[epochs == epoch] = order[positions[epochs == epoch]]
-        return indices
 
 
 class Loader:
@@ -112,23 +86,27 @@ class Loader:
         world_size: int = 1,
         start: int = 0,
         unit: int = 1,
-        prefetch: int = 2,
+        prefetch: int = 4,
+        held_out: Int64Array | None = None,
+        patience_seconds: float = 120.0,
     ) -> None:
         """Check the request; nothing is read before the first batch is asked for.
 
         Args:
-            source: where the images come from; read from one thread at a time.
-            batch_size: images per global batch, the sum over all ranks.
+            source: where the images come from.
+            batch_size: images per global batch, the sum over all ranks. Of data in blocks it has a part in the order.
             seed: decides the order; in [0, 2**63).
             rank: which part of every global batch this loader makes.
             world_size: number of ranks.
             start: images seen before, at any position of an epoch.
             unit: neighbours of a batch that stay on one rank; divides batch_size.
             prefetch: batches to prepare ahead.
+            held_out: indices of images that are never drawn, rising; see `order.held_out_indices`.
+            patience_seconds: how long a store that fails is asked again for one batch.
 
         Raises:
             UsageError: a number is out of its range.
-            SourceError: the source has fewer images than one batch.
+            SourceError: the source has fewer images to train on than one batch.
         """
         if not 0 <= rank < world_size:
             raise UsageError(f"rank {rank}: must lie in [0, world_size {world_size})")
@@ -143,21 +121,30 @@ class Loader:
             raise UsageError(f"seed {seed}: must lie in [0, 2**63)")
         if start < 0 or prefetch < 0:
             raise UsageError(f"start {start}, prefetch {prefetch}: neither can be negative")
-        if batch_size > len(source):
+        held = np.empty(0, np.int64) if held_out is None else held_out
+        if batch_size > len(source) - len(held):
             raise SourceError(
-                f"batch_size {batch_size}: the source has only {len(source)} images, and a larger batch "
-                "would repeat some of them; lower batch_size or bring more data"
+                f"batch_size {batch_size}: the source has only {len(source) - len(held)} images"
+                f"{f' besides the {len(held)} held out' if len(held) else ''}, and a larger batch would repeat some of "
+                "them; lower batch_size or bring more data"
             )
         self.images_seen = start
         self.wait_seconds = 0.0
         self._source, self._batch_size, self._prefetch = source, batch_size, prefetch
         self._part = rank_slice(batch_size, rank, world_size, unit)
-        self._order = Order(len(source), seed)
+        self._reader = Reader(source, held, patience_seconds)
+        self._order = Order(len(source), seed, held_out=held, blocks=source.blocks, batch_size=batch_size, unit=unit)
+        self._announced = start
         self._ready: deque[LoaderBatch] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def retries(self) -> int:
+        """How often the store failed so far, and was asked again."""
+        return self._reader.retries
 
     def __iter__(self) -> Self:
         return self
@@ -181,13 +168,15 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """End the thread and drop what it prepared; waits for a read that is under way. Closing twice is fine."""
+        """End the thread and drop what it prepared; waits a little for a read under way. Closing twice is fine."""
+        self._reader.stop()
         with self._changed:
             self._closed = True
             self._ready.clear()
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            # A request to a store that is gone takes its time to fail; the thread ends after it.
+            self._thread.join(_CLOSE_SECONDS)
 
     def _make_next(self) -> LoaderBatch:
         if self._closed:
@@ -195,14 +184,24 @@ class Loader:
         return self._make(self.images_seen)
 
     def _make(self, first: int) -> LoaderBatch:
-        draws = np.arange(first + self._part.start, first + self._part.stop, dtype=np.int64)
-        batch = self._source.read(self._order.indices(draws))
+        self._announce(first)
+        draws = self._draws(first)
+        batch = self._reader.read(self._order.indices(draws))
         return LoaderBatch(
             draws=draws,
             images=images_of(batch.pixels),
             labels=None if batch.labels is None else torch.from_numpy(batch.labels),
             images_seen=first + self._batch_size,
         )
+
+    def _draws(self, first: int) -> Int64Array:
+        return np.arange(first + self._part.start, first + self._part.stop, dtype=np.int64)
+
+    def _announce(self, first: int) -> None:
+        """Let the source fetch what this rank draws next, as far ahead as the order says that there is room for."""
+        while self._order.look_ahead and self._announced <= first + self._order.look_ahead:
+            self._source.prefetch(self._order.indices(self._draws(self._announced)))
+            self._announced += self._batch_size
 
     def _take(self) -> LoaderBatch:
         with self._changed:

@@ -299,7 +299,7 @@ class DyingSource:
 
     def __init__(self, reads: int) -> None:
         self._inner, self._left = models.shipped_source(), reads
-        self.schema, self.corrupt = self._inner.schema, self._inner.corrupt
+        self.schema, self.corrupt, self.blocks = self._inner.schema, self._inner.corrupt, self._inner.blocks
 
     def __len__(self) -> int:
         return len(self._inner)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from genworker.errors import SourceError, UsageError
 from genworker.schema import ImageSchema, Int64Array, SampleBatch
-from genworker.sources.base import SourceConfig
-from genworker.training.loader import Loader, Order, images_of, permutation, rank_slice
+from genworker.sources.base import Blocks, SourceConfig
+from genworker.training.loader import Loader, images_of, rank_slice
+from genworker.training.order import Order, permutation
 
 numbers = st.integers(0, 2**40)
 
@@ -25,9 +26,10 @@ class CountingSource:
     """A source whose pixels and labels tell the index; it fails at one index if asked to."""
 
     Config: ClassVar[type[SourceConfig]] = SourceConfig
-    schema = ImageSchema(channels=2, height=3, width=4, num_classes=256)
+    blocks: Blocks | None = None
 
     def __init__(self, length: int, *, fail_at: int | None = None, labelled: bool = True) -> None:
+        self.schema = ImageSchema(channels=2, height=3, width=4, num_classes=256 if labelled else 0)
         self.corrupt: list[str] = []
         self.reads = 0
         self._length, self._fail_at, self._labelled = length, fail_at, labelled
@@ -41,6 +43,9 @@ class CountingSource:
             raise SourceError(f"image {self._fail_at} is gone")
         pixels = np.broadcast_to(indices.astype(np.uint8)[:, None, None, None], (len(indices), 3, 4, 2)).copy()
         return SampleBatch(sample_index=indices, pixels=pixels, labels=indices.copy() if self._labelled else None)
+
+    def prefetch(self, indices: Int64Array) -> None:
+        """Everything is here."""
 
     def digest(self) -> str:
         return "0" * 64

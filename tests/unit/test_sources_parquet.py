@@ -16,7 +16,7 @@ from genworker import codecs, formats
 from genworker.errors import SourceError
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.sources.parquet import ParquetConfig, ParquetSource
-from genworker.sources.parquet_files import RangeFile
+from genworker.sources.shard_files import RangeFile
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
