@@ -82,6 +82,11 @@ class StepContext(Protocol):
         """Share of the planned images already seen, in [0, 1]."""
         ...
 
+    @property
+    def batch_images(self) -> int:
+        """Images that all workers together put through the losses at once: the global batch, or a micro-batch of it."""
+        ...
+
     def noise(self, stream: int, dim: int) -> Tensor:
         """Standard normal float32 [n, dim], one row per image of the batch.
 

@@ -2,23 +2,21 @@
 
 Relativistic pairing loss with zero-centred gradient penalties on real (R1) and generated (R2) images in every step, no
 normalisation, Adam without momentum, weight average: Huang et al., "The GAN is dead; long live the GAN! A modern GAN
-baseline", NeurIPS 2024, arXiv:2501.05441. Written from the paper. Conditional models append class features to z and project
-onto class features in the discriminator (Miyato and Koyama 2018).
+baseline", NeurIPS 2024, arXiv:2501.05441. Written from the paper. Other losses, augmentation and packs can be switched in.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from genworker.families import gan_health, gan_losses
+from genworker.families.augment import NUM_UNIFORMS, Augment
 from genworker.families.base import (
     Band,
     Batch,
-    Cosine,
     FamilyConfig,
     Generator,
     Losses,
@@ -27,66 +25,12 @@ from genworker.families.base import (
     Phase,
     StepContext,
 )
-from genworker.families.blocks import ClassEmbedding, DownStack, StackConfig, UpStack
-from genworker.families.gan_losses import LOSSES
+from genworker.families.r3gan_config import R3GANConfig
+from genworker.families.r3gan_networks import R3GANDiscriminator, R3GANGenerator
 from genworker.schema import ImageSchema
 
-_STREAM_D, _STREAM_G = 0, 1  # noise of the two phases of one step
-
-
-class R3GANConfig(FamilyConfig):
-    """The ``family`` part of a spec, for r3gan. Defaults suit small grey images on a CPU."""
-
-    name: Literal["r3gan"] = "r3gan"
-    lr: Cosine = Cosine(start=1e-3, end=1e-4)
-    generator: StackConfig = StackConfig()
-    discriminator: StackConfig = StackConfig()
-    embedding_dim: Annotated[int, Field(ge=1)] = Field(32, description="class features")
-    output: Literal["tanh", "linear"] = Field(
-        "tanh", description="tanh suits images with much pure black or white; the paper's generator is linear"
-    )
-    loss: Literal["relativistic", "non_saturating", "hinge"] = "relativistic"
-    r1: bool = Field(True, description="penalise the discriminator's gradient at real images")
-    r2: bool = Field(True, description="penalise it at generated images")
-    gamma: Cosine = Field(Cosine(start=1.0, end=0.1), description="weight of both penalties; grows with resolution")
-    beta2: Cosine = Cosine(start=0.9, end=0.99)
-
-
-class R3GANGenerator(nn.Module):
-    """Latents and labels to images."""
-
-    def __init__(self, config: R3GANConfig, schema: ImageSchema, num_classes: int) -> None:
-        super().__init__()
-        self.latent_dim = config.latent_dim
-        self.squash = config.output == "tanh"
-        self.classes = ClassEmbedding(num_classes, config.embedding_dim)
-        self.stack = UpStack(
-            config.latent_dim + self.classes.features, schema.channels, schema.height, schema.width, config.generator
-        )
-
-    def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Map z [N, latent_dim], labels [N] to images [N, C, H, W]."""
-        images: Tensor = self.stack(self.classes(z, labels))
-        return torch.tanh(images) if self.squash else images
-
-
-class R3GANDiscriminator(nn.Module):
-    """Images and labels to one realness score each."""
-
-    def __init__(self, config: R3GANConfig, schema: ImageSchema, num_classes: int) -> None:
-        super().__init__()
-        features = config.embedding_dim if num_classes else 1
-        self.stack = DownStack(schema.channels, schema.height, schema.width, features, config.discriminator)
-        self.table = nn.Parameter(torch.randn(num_classes, features)) if num_classes else None
-
-    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """Map images [N, C, H, W], labels [N] to scores [N]."""
-        features: Tensor = self.stack(images)
-        if self.table is None:
-            return features[:, 0]
-        if labels is None:
-            raise ValueError("this model is conditional: labels are needed")
-        return (features * self.table[labels]).sum(1) / math.sqrt(self.table.shape[1])
+# Streams of random numbers within a phase.
+_LATENTS, _AUGMENT_REAL, _AUGMENT_FAKE, _INTERPOLATE = 0, 1, 2, 3
 
 
 class R3GAN:
@@ -99,23 +43,30 @@ class R3GAN:
         self.config = config
         self.schema = schema
         self.num_classes = schema.num_classes if config.conditional else 0
-        self._loss = LOSSES[config.loss]
+        self._loss = gan_losses.LOSSES[config.loss]
 
     def build(self) -> Networks:
-        """Make ``generator`` and ``discriminator``."""
-        return nn.ModuleDict(
-            {
-                "generator": R3GANGenerator(self.config, self.schema, self.num_classes),
-                "discriminator": R3GANDiscriminator(self.config, self.schema, self.num_classes),
-            }
-        )
+        """Make ``generator`` and ``discriminator``, and ``augment``, which has no weights, where that is on.
+
+        Raises:
+            UsageError: a network's stages do not suit the size of the images.
+        """
+        networks: dict[str, nn.Module] = {
+            "generator": R3GANGenerator(self.config, self.schema, self.num_classes),
+            "discriminator": R3GANDiscriminator(self.config, self.schema, self.num_classes),
+        }
+        if self.config.augment is not None:
+            networks["augment"] = Augment(self.config.augment)
+        return nn.ModuleDict(networks)
 
     def phases(self) -> tuple[Phase, ...]:
         """One discriminator step, then one generator step with fresh latents."""
-        beta2 = self.config.beta2
+        beta1, beta2 = self.config.beta1, self.config.beta2
+        judges = ("discriminator",) if self.config.augment is None else ("discriminator", "augment")
+        every = self.config.discriminator_steps
         return (
-            Phase("discriminator", ("discriminator",), self._discriminator_loss, beta1=0.0, beta2=beta2),
-            Phase("generator", ("generator",), self._generator_loss, beta1=0.0, beta2=beta2),
+            Phase("discriminator", judges, self._discriminator_loss, beta1=beta1, beta2=beta2),
+            Phase("generator", ("generator",), self._generator_loss, beta1=beta1, beta2=beta2, every=every),
         )
 
     def generator(self, networks: Networks) -> Generator:
@@ -124,48 +75,87 @@ class R3GAN:
         assert isinstance(network, R3GANGenerator)
         return network
 
+    def _labels(self, batch: Batch) -> Tensor | None:
+        return batch.labels if self.num_classes else None
+
+    def _seen(self, networks: Networks, images: Tensor, ctx: StepContext, stream: int) -> Tensor:
+        """Images as the discriminator is shown them."""
+        if self.config.augment is None:
+            return images
+        augmented: Tensor = networks["augment"](images, ctx.uniform(stream, NUM_UNIFORMS))
+        return augmented
+
     def _discriminator_loss(self, networks: Networks, batch: Batch, ctx: StepContext) -> Losses:
-        labels = batch.labels if self.num_classes else None
+        config, labels = self.config, self._labels(batch)
+        augment = networks["augment"] if config.augment is not None else None
+        if isinstance(augment, Augment):
+            augment.follow_schedule(ctx.progress)
         with torch.no_grad():
-            fakes = networks["generator"](ctx.noise(_STREAM_D, self.config.latent_dim), labels).float()
+            fakes = networks["generator"](ctx.noise(_LATENTS, config.latent_dim), labels).float()
+        # Penalties are on derivatives by the images as they were before augmentation.
+        real_images = batch.images.detach().requires_grad_()
+        fake_images = fakes.requires_grad_()
         # One forward for both halves: the networks are norm-free, so halves do not influence each other.
-        images = torch.cat([batch.images, fakes]).requires_grad_()
+        shown = torch.cat(
+            [
+                self._seen(networks, real_images, ctx, _AUGMENT_REAL),
+                self._seen(networks, fake_images, ctx, _AUGMENT_FAKE),
+            ]
+        )
         both = torch.cat([labels, labels]) if labels is not None else None
-        scores = networks["discriminator"](images, both).float()
-        real, fake = scores.chunk(2)
+        real, fake = networks["discriminator"](shown, both).float().chunk(2)
         loss = self._loss.discriminator(real, fake)
-        losses: Losses = {
-            "adversarial": loss,
-            "real_sign": real.detach().sign().mean(),
-            "pair_sign": (real - fake).detach().sign().mean(),
-        }
-        if self.config.r1 or self.config.r2:
-            (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-            at_real, at_fake = gradient.float().square().sum((1, 2, 3)).chunk(2)
-            losses["r1"], losses["r2"] = at_real.mean(), at_fake.mean()
-            gamma = self.config.gamma.at(ctx.progress)
-            loss = loss + gamma / 2 * (self.config.r1 * losses["r1"] + self.config.r2 * losses["r2"])
+        losses: Losses = {"adversarial": loss}
+        if config.gp is not None:
+            between = gan_losses.interpolated(batch.images, fakes, self._shares(ctx))
+            scores = networks["discriminator"](self._seen(networks, between, ctx, _AUGMENT_REAL), labels).float()
+            squared = gan_losses.squared_norms(gan_losses.pixel_gradient(scores, between), len(scores))
+            losses["gp"] = gan_losses.one_centred(squared)
+            losses["gradient_norm"] = squared.detach().sqrt().mean()
+            loss = loss + config.gp * losses["gp"]
+        if config.r1 or config.r2:
+            at_real, at_fake = torch.autograd.grad(
+                real.sum() + fake.sum(), [real_images, fake_images], create_graph=True
+            )
+            losses["r1"] = gan_losses.squared_norms(at_real.float(), len(real)).mean()
+            losses["r2"] = gan_losses.squared_norms(at_fake.float(), len(fake)).mean()
+            gamma = config.gamma.at(ctx.progress)
+            loss = loss + gamma / 2 * (config.r1 * losses["r1"] + config.r2 * losses["r2"])
+        losses |= gan_health.signs(real, fake, ctx, anchored=self._loss.anchored)
+        if "r1" in losses:
+            losses["penalty_balance"] = gan_health.balance(losses["r1"], losses["r2"], ctx)
+        if isinstance(augment, Augment):
+            augment.adapt(ctx.global_mean(losses["real_sign"]), ctx.batch_images)
+            losses["augment_p"] = augment.p.clone()
         return losses | {"loss": loss}
 
+    def _shares(self, ctx: StepContext) -> Tensor:
+        """Where between real and generated each image of a WGAN-GP penalty lies; one place for a whole pack."""
+        shares = ctx.uniform(_INTERPOLATE, 1)[:, 0]
+        return shares[:: self.config.pac].repeat_interleave(self.config.pac)
+
     def _generator_loss(self, networks: Networks, batch: Batch, ctx: StepContext) -> Losses:
-        labels = batch.labels if self.num_classes else None
-        fakes = networks["generator"](ctx.noise(_STREAM_G, self.config.latent_dim), labels)
-        fake = networks["discriminator"](fakes, labels).float()
+        labels, discriminator = self._labels(batch), networks["discriminator"]
+        fakes = networks["generator"](ctx.noise(_LATENTS, self.config.latent_dim), labels)
+        fake = discriminator(self._seen(networks, fakes, ctx, _AUGMENT_FAKE), labels).float()
         real = None
         if self._loss.pairs:
             with torch.no_grad():
-                real = networks["discriminator"](batch.images, labels).float()
+                real = discriminator(self._seen(networks, batch.images, ctx, _AUGMENT_REAL), labels).float()
         return {"loss": self._loss.generator(real, fake)}
 
     def examine(self, networks: Networks, train: Batch, held_out: Batch | None, ctx: StepContext) -> Measures:
-        """How much better the discriminator knows its training images than images it never saw."""
+        """How much higher the discriminator scores its training images than images it never saw."""
         if held_out is None:
             return {}
-        discriminator = networks["discriminator"]
-        seen = discriminator(train.images, train.labels if self.num_classes else None).float()
-        unseen = discriminator(held_out.images, held_out.labels if self.num_classes else None).float()
-        return {"discriminator.held_out_gap": float(seen.mean() - unseen.mean())}
+        discriminator, pac = networks["discriminator"], self.config.pac
+        scores = []
+        for batch in (train, held_out):
+            whole = len(batch.images) // pac * pac
+            labels = self._labels(batch)
+            scores.append(discriminator(batch.images[:whole], None if labels is None else labels[:whole]).float())
+        return {"discriminator.held_out_gap": gan_health.held_out_gap(*scores)}
 
     def bands(self) -> tuple[Band, ...]:
-        """None yet."""
-        return ()
+        """What a healthy game of the two players looks like."""
+        return gan_health.bands(self.config)

@@ -35,6 +35,7 @@ class Context:
     seed: int
     group: WorkerGroup
     device: torch.device
+    batch_images: int = 0
     progress: float = 0.0
     first_draw: int = 0
     num_draws: int = 0
@@ -124,7 +125,7 @@ class Trainer:
             self.networks, self.average.networks, self.optimizers, checkpoint.Counters()
         )
         self.dtype = resolve_precision(spec.training.precision, device)
-        self._context = Context(spec.seed, self.group, device)
+        self._context = Context(spec.seed, self.group, device, batch_images=micro)
 
     def reset(self) -> None:
         """Go back to before the first step, with the weights that the spec's seed gives."""
