@@ -36,6 +36,7 @@ from genworker.schema import ImageSchema
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016: a latent is in use when Var_x(E[q(z|x)]) exceeds this
 MIN_ACTIVE_SHARE = 0.125  # of all latents; fewer in use is a collapse
+_SECOND_STAGE_CLIP_NORM = 100.0
 _NOISE, _PIXELS = 0, 1  # streams of random numbers
 
 
@@ -86,7 +87,14 @@ class VAE:
         )
         if not config.has_second_stage:
             return (bound,)
-        return bound, Phase("second_stage", ("second_stage",), self._second_stage_loss, clip_norm=100.0)
+        second_stage = Phase(
+            "second_stage",
+            ("second_stage",),
+            self._second_stage_loss,
+            clip_norm=_SECOND_STAGE_CLIP_NORM,
+            every=config.second_stage_every,
+        )
+        return bound, second_stage
 
     def generator(self, networks: Networks) -> Generator:
         """The second stage, or else the prior; then the decoder."""

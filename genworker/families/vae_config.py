@@ -45,6 +45,9 @@ class VAEConfig(FamilyConfig):
         description="fit a flow to where the encoder puts the training images, and sample from it instead of from the "
         "prior; null: unless the prior is a flow itself",
     )
+    second_stage_every: Annotated[int, Field(ge=1)] = Field(
+        1, description="the second stage takes part in every so many-th step; it needs less of them than the bound"
+    )
 
     objective: Literal["elbo", "iwae"] = "elbo"
     iwae_samples: Annotated[int, Field(ge=1)] = Field(8, description="latents per image, objective iwae")
