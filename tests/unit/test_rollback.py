@@ -1,0 +1,132 @@
+"""A run that diverges goes back to its last good checkpoint with another seed, a few times, and then stops and says why."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from genworker import families
+from genworker.errors import TrainingError
+from genworker.families.base import Band, Losses
+from genworker.stores import open_store
+from genworker.training import checkpoint, loop, record, step
+from genworker.training.loop import Hooks
+from tests.fakes import models
+
+if TYPE_CHECKING:
+    from genworker.stores import Store
+    from genworker.training.spec import TrainSpec
+
+CPU = torch.device("cpu")
+
+
+def explode_from(monkeypatch: pytest.MonkeyPatch, progress: float, times: int) -> list[int]:
+    """Make the VAE's loss infinite from ``progress`` on, in the first ``times`` attempts; returns the seeds seen there."""
+    vae = families.get("vae")
+    phases = vae.phases
+    seeds: list[int] = []
+
+    def with_a_cliff(self: Any) -> Any:
+        (phase, *rest) = phases(self)
+
+        def loss(networks: Any, batch: Any, ctx: Any) -> Losses:
+            losses = phase.loss(networks, batch, ctx)
+            if ctx.progress >= progress:
+                if ctx.seed not in seeds:
+                    seeds.append(ctx.seed)
+                if seeds.index(ctx.seed) < times:
+                    losses["loss"] = losses["loss"] * math.inf
+            return losses
+
+        return (families.base.Phase(**{**vars(phase), "loss": loss}), *rest)
+
+    monkeypatch.setattr(vae, "phases", with_a_cliff)
+    return seeds
+
+
+def run(spec: TrainSpec) -> tuple[Store, list[str]]:
+    store, events = open_store(f"memory://{uuid.uuid4().hex}"), list[str]()
+    hooks = Hooks(on_event=events.append)
+    try:
+        loop.train(spec, models.shipped_source(), store, rank=0, world_size=1, device=CPU, hooks=hooks)
+    except TrainingError as err:
+        events.append(f"error: {err}")
+    return store, events
+
+
+def spec_of(**watchdog: Any) -> TrainSpec:
+    values = models.train_spec(images=96, report_every_images=8, checkpoint_every_images=16, keep_checkpoints=9)
+    limits = {"max_nonfinite_steps": 1, "max_rollbacks": 2} | watchdog
+    return type(values).parse(values.model_dump(mode="json") | {"watchdog": limits}, origin="test")
+
+
+def test_a_rollback_ends_in_a_finished_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cliff that another seed avoids: one rollback to the last checkpoint made in health, then the end."""
+    seeds = explode_from(monkeypatch, progress=0.5, times=1)
+    store, events = run(spec_of())
+    assert seeds == [0, step.run_seed(0, 1)]
+    snapshot = checkpoint.read(store, checkpoint.keys(store)[0])
+    assert (snapshot.counters["images_seen"], snapshot.counters["rollbacks"]) == (96, 1)
+    assert all(torch.isfinite(tensor).all() for tensor in snapshot.tensors.values())
+    assert any("rollback 1 of 2 goes back to the checkpoint of image 48" in event for event in events)
+
+
+def test_nothing_of_a_rollback_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alarms stay in the run, the reports that were taken back are set aside, and the rest reads without a gap."""
+    explode_from(monkeypatch, progress=0.5, times=1)
+    store, _ = run(spec_of())
+    kinds = [line["kind"] for line in record.read_lines(store, record.ALARMS_KEY)]
+    assert kinds[:3] == ["nonfinite_steps", "nonfinite_steps", "rollback"]
+    reports = record.read_metrics(store)
+    assert [line["images_seen"] for line in reports] == list(range(8, 97, 8))
+    assert [line["rollbacks"] for line in reports] == [0] * 6 + [1] * 6
+    aside = record.read_lines(store, "diverged/metrics-1.jsonl")
+    assert max(line["images_seen"] for line in aside) > 48
+
+
+def test_a_second_divergence_goes_further_back_and_the_third_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that did not prove good is not tried twice; after the last rollback the error says what was seen."""
+    explode_from(monkeypatch, progress=0.5, times=9)
+    store, events = run(spec_of())
+    backs = [event for event in events if "goes back to" in event]
+    assert "the checkpoint of image 48" in backs[0]
+    assert "the checkpoint of image 32" in backs[1]
+    assert len(backs) == 2
+    assert "after 2 rollbacks (watchdog.max_rollbacks 2)" in events[-1]
+    assert "the last good checkpoint is checkpoints/images-" in events[-1]
+    assert "steps had a non-finite gradient" in events[-1]
+    assert record.read_lines(store, record.ALARMS_KEY)[-1]["kind"] == "gave_up"
+    assert not any(info.key.startswith(record.BUNDLE_PREFIX) for info in store.list())
+
+
+def test_without_a_good_checkpoint_a_run_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that diverges before its first checkpoint begins again from the spec's own weights, with another seed."""
+    explode_from(monkeypatch, progress=0.0, times=1)
+    store, events = run(spec_of())
+    assert any("goes back to the start" in event for event in events)
+    assert checkpoint.read(store, checkpoint.keys(store)[0]).counters["images_seen"] == 96
+
+
+def test_a_rollback_lowers_the_learning_rate_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learning rate after n rollbacks is the schedule's times rollback_lr_scale ** n."""
+    explode_from(monkeypatch, progress=0.5, times=1)
+    made: list[step.Trainer] = []
+    monkeypatch.setattr(loop, "Trainer", lambda *args: made.append(step.Trainer(*args)) or made[-1])
+    run(spec_of(rollback_lr_scale=0.25))
+    (trainer,) = made
+    last = 1 - 8 / 96
+    (group,) = trainer.optimizers["elbo"].param_groups
+    assert group["lr"] == pytest.approx(0.25 * trainer.spec.family.lr.at(last))
+
+
+def test_a_band_of_the_family_can_roll_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric whose band means divergence sends the run back as well."""
+    band = Band("elbo.nll", None, 0.0, "it cannot be so low", action="rollback", from_progress=0.9)
+    monkeypatch.setattr(families.get("vae"), "bands", lambda _self: (band,))
+    _, events = run(spec_of(patience=1, max_rollbacks=0))
+    assert "elbo.nll is" in events[-1]
+    assert "it cannot be so low" in events[-1]
