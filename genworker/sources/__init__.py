@@ -19,6 +19,7 @@ SOURCES = {
     "fashion-mnist": "genworker.sources.fashion_mnist.FashionMnistSource",
     "image-folder": "genworker.sources.folder.FolderSource",
     "parquet": "genworker.sources.parquet.ParquetSource",
+    "webdataset": "genworker.sources.webdataset.WebDatasetSource",
 }
 
 

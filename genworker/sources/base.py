@@ -33,9 +33,6 @@ class SourceConfig(Spec):
     split: Split = Field("train", description="which part of the data")
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use only the first so many images")
     max_corrupt: Annotated[int, Field(ge=0)] = Field(10, description="undecodable images to tolerate before stopping")
-    patience_seconds: Annotated[float, Field(ge=0)] = Field(
-        120.0, description="how long a store that fails in the middle of a run is asked again before the run ends"
-    )
 
     @field_validator("url")
     @classmethod

@@ -66,8 +66,8 @@ class Reader:
                 waited = time.monotonic() - began
                 if waited >= self._patience:
                     raise SourceError(
-                        f"{err}; it was asked again for {waited:.0f} s, and data.patience_seconds is {self._patience:g}: "
-                        "mend the store, then run the same command again"
+                        f"{err}; it was asked again for {waited:.0f} s, and training.store_patience_seconds is "
+                        f"{self._patience:g}: mend the store, then run the same command again"
                     ) from err
                 # Spread out, so that the workers of a run do not all come back at the same moment.
                 rest = min(pause * random.uniform(0.5, 1.0), self._patience - waited)  # noqa: S311 - guards nothing

@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import struct
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,12 +68,24 @@ def parquet_folder(folder: Path, *, shift: int = 0) -> dict[str, Any]:
     return {"url": str(folder), "image_size": 28, "channels": 1}
 
 
+def tar_folder(folder: Path, *, shift: int = 0) -> dict[str, Any]:
+    for part in range(2):
+        with tarfile.open(folder / f"train-{part:05}.tar", "w") as tar:
+            for number in range(part * NUM_IMAGES // 2, (part + 1) * NUM_IMAGES // 2):
+                for extension, content in (("png", png(number + 7 * shift)), ("cls", b"%d" % (number % 3))):
+                    member = tarfile.TarInfo(f"{number:06}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return {"url": str(folder), "image_size": 28, "channels": 1, "block_bytes": 3000}
+
+
 # One example per registered source: fill a folder, return what its Config needs.
 EXAMPLES: dict[str, Callable[..., dict[str, Any]]] = {
     "idx": idx_folder,
     "fashion-mnist": idx_folder,
     "image-folder": image_folder,
     "parquet": parquet_folder,
+    "webdataset": tar_folder,
 }
 
 every_source = pytest.mark.parametrize("name", sources.SOURCES)
@@ -168,6 +182,33 @@ def test_any_store_gives_the_same_data(name: str, kind: str, tmp_path: Path, req
 
 
 @every_source
+def test_blocks_hold_every_image_once(name: str, tmp_path: Path) -> None:
+    """Where a source says which images lie together, its blocks cover all images in order; fetching ahead changes none."""
+    for more in ({}, {"limit": 5}):
+        source = sources.open_source(example(name, tmp_path, **more))
+        everything = np.arange(len(source))
+        if source.blocks is not None:
+            assert source.blocks.window >= 1
+            assert source.blocks.ends[-1] == len(source)
+            assert (np.diff(source.blocks.ends, prepend=0) >= 0).all()
+        source.prefetch(everything)
+        again = sources.open_source(example(name, tmp_path, **more))
+        assert np.array_equal(source.read(everything).pixels, again.read(everything).pixels)
+
+
+@every_source
+def test_many_threads_may_read_at_a_time(name: str, tmp_path: Path) -> None:
+    """The training loop reads held-out images while its loader reads others; each gets what it asked for."""
+    source = sources.open_source(example(name, tmp_path))
+    expected = read(source, *range(NUM_IMAGES)).pixels
+    source = sources.open_source(example(name, tmp_path))
+    orders = [np.random.default_rng(n).permutation(NUM_IMAGES) for n in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        for order, batch in zip(orders, pool.map(source.read, orders), strict=True):
+            assert np.array_equal(batch.pixels, expected[order])
+
+
+@every_source
 def test_limit_takes_the_first_images(name: str, tmp_path: Path) -> None:
     """A limit shortens the source and changes no image, and one beyond the end changes nothing."""
     whole = sources.open_source(example(name, tmp_path))
@@ -203,5 +244,7 @@ def test_a_missing_url_is_named(name: str, tmp_path: Path) -> None:
 
 def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
     """A misspelt name gives the list of names and the nearest one."""
-    with pytest.raises(UsageError, match="known: idx, fashion-mnist, image-folder, parquet; did you mean 'parquet'"):
+    with pytest.raises(
+        UsageError, match="known: idx, fashion-mnist, image-folder, parquet, webdataset; did you mean 'parquet'"
+    ):
         sources.get("parqet")

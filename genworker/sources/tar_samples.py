@@ -1,0 +1,96 @@
+"""WebDataset's rules: which members of a tar file make up a sample, which of them is its image, and what is its label.
+
+In: members in the order in which they are stored. Out: samples. Members that follow each other and have the same name up to
+the first dot are one sample.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from genworker.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from genworker.sources.tar import Member
+
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp")
+_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # of a name without a dot, WebDataset makes nothing
+
+
+class Sample(NamedTuple):
+    """The members of one sample by extension (in lower case, all after the first dot of the name)."""
+
+    key: str
+    parts: Mapping[str, Member]
+    header: int  # where its first header begins
+    end: int  # where the next sample's begins
+
+
+def samples(members: Iterable[Member], where: str) -> Iterator[Sample]:
+    """Yield the samples of a tar file; raises SourceError where an extension comes twice in one."""
+    named = ((match[1], match[2].lower(), member) for member in members if (match := _NAME.fullmatch(member.name)))
+    for key, group in groupby(named, key=lambda entry: entry[0]):
+        entries = list(group)
+        parts = {extension: member for _, extension, member in entries}
+        if len(parts) < len(entries):
+            raise SourceError(f"{where}: sample {key} has two members with the same extension; keys must be unique")
+        yield Sample(key, parts, entries[0][2].header, entries[-1][2].end)
+
+
+class Rules(NamedTuple):
+    """Where a sample's image and label are; chosen once for all shards.
+
+    Attributes:
+        image: extension of the image, or None for the first that is one of ``IMAGE_EXTENSIONS``.
+        label: extension of the label, ``cls`` or ``json`` or another that holds a number; None for unlabelled data.
+        key: what holds the label in a JSON object.
+    """
+
+    image: str | None
+    label: str | None
+    key: str
+
+    def image_of(self, sample: Sample) -> Member | None:
+        """The member with the image, or None."""
+        if self.image is not None:
+            return sample.parts.get(self.image)
+        return next((member for extension, member in sample.parts.items() if extension in IMAGE_EXTENSIONS), None)
+
+    def label_of(self, sample: Sample, content: bytes | None, where: str) -> int:
+        """The class number in the label's bytes (None: the sample lacks that member); raises SourceError."""
+        what = f"{where}: sample {sample.key}"
+        if content is None:
+            raise SourceError(f"{what}: has no label ({sample.key}.{self.label}), which the first sample has")
+        value: object
+        try:
+            if self.label == "json" or str(self.label).endswith(".json"):
+                value = json.loads(content)[self.key]
+            else:
+                value = int(content) if re.fullmatch(rb"\s*-?[0-9]{1,18}\s*", content) else content[:40]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            value = None
+        if not isinstance(value, int) or isinstance(value, bool):
+            seen = f"no {self.key!r} in its JSON" if value is None else repr(value)
+            raise SourceError(f"{what}: its label is {seen}; labels are class numbers (integers)")
+        return value
+
+
+def choose_rules(first: Sample, image: str | None, label: str | None, key: str | None, content: bytes | None) -> Rules:
+    """The rules by what the first sample has, unless the user named something.
+
+    ``content`` is the first sample's JSON, if it has one: data whose JSON holds no label is unlabelled.
+    """
+    if label is None and "cls" in first.parts and key is None:
+        label = "cls"
+    elif label is None and "json" in first.parts:
+        try:
+            found = json.loads(content or b"")
+            label = "json" if key is not None or (isinstance(found, dict) and "label" in found) else None
+        except (ValueError, RecursionError):
+            label = "json" if key is not None else None
+    return Rules(image and image.lower(), label and label.lower(), key or "label")
