@@ -1,15 +1,13 @@
 """Norm-free convolutional stacks between a small grid of features and an image, shared by all image families.
 
-Two kinds of block. ``plain``: two 3x3 convolutions, strided 4x4 convolutions between resolutions; several times faster on
-a CPU. ``bottleneck``: R3GAN's inverted bottleneck (1x1 expand, grouped 3x3, 1x1 project) with [1, 2, 1]-filtered bilinear
-resampling (Huang et al., "The GAN is dead; long live the GAN!", NeurIPS 2024, arXiv:2501.05441). In both, the last
-convolution of a block starts at zero, so that every block starts as the identity, and there is no normalisation: a sample
-never depends on its batch.
+Two kinds. ``plain``: two 3x3 convolutions per block, strided 4x4 convolutions between resolutions, a full linear map at the
+coarsest grid; several times faster on a CPU. ``bottleneck``: R3GAN's, that is inverted bottlenecks (1x1 expand, grouped 3x3,
+1x1 project), resampling with [1, 2, 1], and a learned picture per channel at the coarsest grid (Huang et al., "The GAN is
+dead; long live the GAN!", NeurIPS 2024, arXiv:2501.05441).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -19,8 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genworker.config import Spec
-
-SLOPE = 0.2  # of every leaky ReLU
+from genworker.errors import UsageError
+from genworker.families.layers import (
+    LINEAR_GAIN,
+    SLOPE,
+    Basis,
+    BasisHead,
+    BottleneckBlock,
+    FilteredResample,
+    PlainBlock,
+    initialise,
+)
 
 
 class StackConfig(Spec):
@@ -30,7 +37,11 @@ class StackConfig(Spec):
     """
 
     block: Literal["plain", "bottleneck"] = "plain"
-    widths: Annotated[tuple[Annotated[int, Field(ge=4)], ...], Field(min_length=1, max_length=9)] = (128, 64, 32)
+    widths: Annotated[tuple[Annotated[int, Field(ge=4, le=8192)], ...], Field(min_length=1, max_length=9)] = (
+        128,
+        64,
+        32,
+    )
     blocks: Annotated[int, Field(ge=0, le=16)] | tuple[Annotated[int, Field(ge=0, le=16)], ...] = Field(
         1, description="residual blocks per stage: one number, or one per entry of widths"
     )
@@ -39,6 +50,9 @@ class StackConfig(Spec):
     )
     group_width: Annotated[int, Field(ge=1)] = Field(
         16, description="channels per group of a bottleneck's 3x3 convolution"
+    )
+    float32_stages: Annotated[int, Field(ge=0, le=9)] = Field(
+        0, description="coarsest stages that stay in float32 when training.precision is bfloat16; R3GAN has 1"
     )
 
     @model_validator(mode="after")
@@ -81,8 +95,17 @@ class Grid:
 
     @classmethod
     def covering(cls, height: int, width: int, config: StackConfig) -> Grid:
-        """The smallest grid that covers an image of ``height`` x ``width``."""
+        """The smallest grid that covers an image of ``height`` x ``width``.
+
+        Raises:
+            UsageError: even one cell would be more than twice as large as the image.
+        """
         scale = config.patch * 2 ** (len(config.widths) - 1)
+        if scale > 2 * max(height, width):
+            raise UsageError(
+                f"widths {list(config.widths)} with patch {config.patch}: {len(config.widths) - 1} doublings make {scale} "
+                f"pixels of one cell, more than twice the image of {height}x{width}; give fewer widths or a smaller patch"
+            )
         return cls(-(-height // scale), -(-width // scale), scale)
 
     @property
@@ -91,157 +114,121 @@ class Grid:
         return self.height * self.scale, self.width * self.scale
 
 
-def initialise(layer: nn.Module, gain: float = 1.0) -> nn.Module:
-    """Draw He-normal weights (fan-in of a leaky ReLU) scaled by ``gain``, and zero biases; returns the layer."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    if isinstance(layer, nn.ConvTranspose2d):
-        fan_in = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] / (layer.stride[0] * layer.stride[1])
-    else:
-        fan_in = weight[0].numel()
-    with torch.no_grad():
-        weight.normal_(0.0, gain * math.sqrt(2.0 / (1.0 + SLOPE**2) / fan_in))
-        if isinstance(layer.bias, Tensor):
-            layer.bias.zero_()
-    return layer
+class _Stage(nn.Sequential):
+    """Layers that share a resolution; in float32 whatever the precision around them, where that is asked for."""
 
-
-class PlainBlock(nn.Module):
-    """x + conv3x3(lrelu(conv3x3(lrelu(x))))."""
-
-    def __init__(self, channels: int, gain: float) -> None:
-        super().__init__()
-        self.first = initialise(nn.Conv2d(channels, channels, 3, padding=1), gain)
-        self.last = initialise(nn.Conv2d(channels, channels, 3, padding=1), 0.0)
+    def __init__(self, *layers: nn.Module, float32: bool) -> None:
+        super().__init__(*layers)
+        self.float32 = float32
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to the same shape."""
-        y = self.first(F.leaky_relu(x, SLOPE))
-        out: Tensor = x + self.last(F.leaky_relu(y, SLOPE))
-        return out
+        """Apply the layers in turn."""
+        if not self.float32:
+            out: Tensor = super().forward(x)
+            return out
+        with torch.autocast(x.device.type, enabled=False):
+            # Weights are float32 in training; a served network may be of bfloat16 as a whole.
+            weight = next(self.parameters(), None)
+            out = super().forward(x if weight is None else x.to(weight.dtype))
+            return out
 
 
-class BottleneckBlock(nn.Module):
-    """x + conv1x1(lrelu(grouped conv3x3(lrelu(conv1x1(x))))), twice as wide inside."""
-
-    def __init__(self, channels: int, gain: float, group_width: int) -> None:
-        super().__init__()
-        inner = 2 * channels
-        self.expand = initialise(nn.Conv2d(channels, inner, 1, bias=False), gain)
-        self.first_bias = nn.Parameter(torch.zeros(inner, 1, 1))
-        self.spread = initialise(
-            nn.Conv2d(inner, inner, 3, padding=1, groups=num_groups(channels, group_width), bias=False), gain
-        )
-        self.second_bias = nn.Parameter(torch.zeros(inner, 1, 1))
-        self.last = initialise(nn.Conv2d(inner, channels, 1, bias=False), 0.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to the same shape."""
-        y = F.leaky_relu(self.expand(x) + self.first_bias, SLOPE)
-        y = F.leaky_relu(self.spread(y) + self.second_bias, SLOPE)
-        out: Tensor = x + self.last(y)
-        return out
-
-
-def _blocks(channels: int, count: int, config: StackConfig) -> nn.Sequential:
+def _blocks(channels: int, count: int, config: StackConfig) -> list[nn.Module]:
     total = sum(blocks for _, blocks in config.stages)
     gain = max(1, total) ** -0.25  # Fix-up (Zhang et al. 2019) for residual branches of two weight layers, as in R3GAN
     if config.block == "plain":
-        return nn.Sequential(*(PlainBlock(channels, gain) for _ in range(count)))
-    return nn.Sequential(*(BottleneckBlock(channels, gain, config.group_width) for _ in range(count)))
+        return [PlainBlock(channels, gain) for _ in range(count)]
+    return [BottleneckBlock(channels, gain, num_groups(channels, config.group_width)) for _ in range(count)]
 
 
-class _FilteredResample(nn.Module):
-    """Bilinear up or down by two with the [1, 2, 1] filter, and a 1x1 convolution when the width changes."""
-
-    def __init__(self, wide: int, narrow: int, *, up: bool) -> None:
-        super().__init__()
-        self.up = up
-        self.channels = nn.Conv2d(wide, narrow, 1, bias=False) if wide != narrow else nn.Identity()
-        if isinstance(self.channels, nn.Conv2d):
-            # No activation follows, so the variance is kept by 1 / fan-in.
-            initialise(self.channels, math.sqrt((1.0 + SLOPE**2) / 2.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.up:
-            x = self.channels(x)
-            return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        taps = x.new_tensor([1.0, 2.0, 1.0]) / 4.0
-        kernel = (taps[:, None] * taps[None, :]).expand(x.shape[1], 1, 3, 3)
-        x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])
-        out: Tensor = self.channels(F.avg_pool2d(x, 2))
-        return out
-
-
-def _up(wide: int, narrow: int, config: StackConfig) -> nn.Module:
+def _up(wide: int, narrow: int, config: StackConfig) -> list[nn.Module]:
     if config.block == "plain":
-        return nn.Sequential(nn.LeakyReLU(SLOPE), initialise(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)))
-    return _FilteredResample(wide, narrow, up=True)
+        return [nn.LeakyReLU(SLOPE), initialise(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))]
+    return [FilteredResample(wide, narrow, up=True)]
 
 
-def _down(narrow: int, wide: int, config: StackConfig) -> nn.Module:
+def _down(narrow: int, wide: int, config: StackConfig) -> list[nn.Module]:
     if config.block == "plain":
-        return nn.Sequential(nn.LeakyReLU(SLOPE), initialise(nn.Conv2d(narrow, wide, 4, stride=2, padding=1)))
-    return _FilteredResample(narrow, wide, up=False)
+        return [nn.LeakyReLU(SLOPE), initialise(nn.Conv2d(narrow, wide, 4, stride=2, padding=1))]
+    return [FilteredResample(narrow, wide, up=False)]
 
 
 class UpStack(nn.Module):
-    """A feature vector to an image: linear to the coarsest grid, blocks and doublings, one convolution, a crop."""
+    """A feature vector to an image: a map to the coarsest grid, blocks and doublings, one convolution, a crop."""
 
     def __init__(self, in_features: int, channels: int, height: int, width: int, config: StackConfig) -> None:
         super().__init__()
         self.grid = Grid.covering(height, width, config)
         self.size = (height, width)
+        self.plain = config.block == "plain"
         (current, count), *finer = config.stages
-        self.start = initialise(nn.Linear(in_features, current * self.grid.height * self.grid.width))
-        stages: list[nn.Module] = [_blocks(current, count, config)]
-        for width_of_stage, count in finer:
-            stages += [_up(current, width_of_stage, config), _blocks(width_of_stage, count, config)]
+        start: list[nn.Module]
+        if self.plain:
+            start = [
+                initialise(nn.Linear(in_features, current * self.grid.height * self.grid.width)),
+                nn.Unflatten(1, (current, self.grid.height, self.grid.width)),
+            ]
+        else:
+            start = [Basis(in_features, current, self.grid.height, self.grid.width)]
+        stages = [_Stage(*start, *_blocks(current, count, config), float32=config.float32_stages > 0)]
+        for number, (width_of_stage, count_of_stage) in enumerate(finer, start=1):
+            layers = [*_up(current, width_of_stage, config), *_blocks(width_of_stage, count_of_stage, config)]
+            stages.append(_Stage(*layers, float32=config.float32_stages > number))
             current = width_of_stage
         self.stages = nn.Sequential(*stages)
+        gain = 0.5 if self.plain else LINEAR_GAIN
         if config.patch == 1:
-            self.to_image = initialise(nn.Conv2d(current, channels, 3, padding=1), 0.5)
+            size = 3 if self.plain else 1
+            self.to_image = initialise(nn.Conv2d(current, channels, size, padding=size // 2), gain)
         else:
             size = 2 * config.patch
             self.to_image = initialise(
-                nn.ConvTranspose2d(current, channels, size, config.patch, config.patch // 2), 0.5
+                nn.ConvTranspose2d(current, channels, size, config.patch, config.patch // 2), gain
             )
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [N, in_features] to [N, channels, height, width], unbounded."""
-        x: Tensor = self.start(features).unflatten(1, (-1, self.grid.height, self.grid.width))
-        x = self.to_image(F.leaky_relu(self.stages(x), SLOPE))
+        x: Tensor = self.stages(features)
+        x = self.to_image(F.leaky_relu(x, SLOPE) if self.plain else x)
         top, left = ((padded - size) // 2 for padded, size in zip(self.grid.padded, self.size, strict=True))
         return x[:, :, top : top + self.size[0], left : left + self.size[1]]
 
 
 class DownStack(nn.Module):
-    """An image to a feature vector: a pad, one convolution, blocks and halvings, linear over the coarsest grid."""
+    """An image to a feature vector: a pad, one convolution, blocks and halvings, a linear map of the coarsest grid."""
 
     def __init__(self, channels: int, height: int, width: int, out_features: int, config: StackConfig) -> None:
         super().__init__()
         self.grid = Grid.covering(height, width, config)
         self.size = (height, width)
+        plain = config.block == "plain"
         (current, count), *coarser = config.stages[::-1]
+        gain = 1.0 if plain else LINEAR_GAIN
         if config.patch == 1:
-            self.from_image = initialise(nn.Conv2d(channels, current, 3, padding=1))
+            size = 3 if plain else 1
+            self.from_image = initialise(nn.Conv2d(channels, current, size, padding=size // 2), gain)
         else:
             size = 2 * config.patch
-            self.from_image = initialise(nn.Conv2d(channels, current, size, config.patch, config.patch // 2))
-        stages: list[nn.Module] = [_blocks(current, count, config)]
-        for width_of_stage, count in coarser:
-            stages += [_down(current, width_of_stage, config), _blocks(width_of_stage, count, config)]
+            self.from_image = initialise(nn.Conv2d(channels, current, size, config.patch, config.patch // 2), gain)
+        stages = [_Stage(*_blocks(current, count, config), float32=config.float32_stages > len(coarser))]
+        for number, (width_of_stage, count_of_stage) in enumerate(coarser, start=1):
+            layers = [*_down(current, width_of_stage, config), *_blocks(width_of_stage, count_of_stage, config)]
+            stages.append(_Stage(*layers, float32=config.float32_stages > len(coarser) - number))
             current = width_of_stage
         self.stages = nn.Sequential(*stages)
-        self.end = initialise(nn.Linear(current * self.grid.height * self.grid.width, out_features))
+        # The last map is small, and its sums are what losses and penalties stand on: always in float32.
+        if plain:
+            linear = initialise(nn.Linear(current * self.grid.height * self.grid.width, out_features))
+            self.end = _Stage(nn.LeakyReLU(SLOPE), nn.Flatten(), linear, float32=True)
+        else:
+            self.end = _Stage(BasisHead(current, self.grid.height, self.grid.width, out_features), float32=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map [N, channels, height, width] to [N, out_features]."""
         rest_h, rest_w = (padded - size for padded, size in zip(self.grid.padded, self.size, strict=True))
         if rest_h or rest_w:
             images = F.pad(images, (rest_w // 2, rest_w - rest_w // 2, rest_h // 2, rest_h - rest_h // 2), value=-1.0)
-        x = F.leaky_relu(self.stages(self.from_image(images)), SLOPE)
-        out: Tensor = self.end(x.flatten(1))
+        out: Tensor = self.end(self.stages(self.from_image(images)))
         return out
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genworker.families.blocks import ClassEmbedding, DownStack, UpStack, initialise
+from genworker.families.blocks import ClassEmbedding, DownStack, UpStack
+from genworker.families.layers import initialise
 from genworker.families.likelihoods import PixelLikelihood
 from genworker.schema import ImageSchema
 
