@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from genworker import metrics
 from genworker.config import Spec, digest_of, union_by_name
 from genworker.families import AnyFamilyConfig
 from genworker.sources import SOURCES
@@ -57,7 +58,20 @@ class EvaluationSpec(Spec):
         description="at the first checkpoint after every so many images; null: at every checkpoint",
     )
     num_samples: Annotated[int, Field(ge=0)] = Field(2_000, description="generated for one evaluation; 0 turns it off")
-    metric: str = Field("frechet", description="decides which checkpoints are the best")
+    metric: str = Field("frechet", description="the number that decides which checkpoints are the best")
+    split: Literal["held-out", "test"] = Field(
+        "held-out", description="real images to compare with: those of training.holdout_share, or the data's test split"
+    )
+    extractor_images: Annotated[int, Field(ge=1)] = Field(
+        120_000, description="seen in training the classifier whose features are compared; at most 8 epochs"
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _a_number(cls, name: str) -> str:
+        if name not in metrics.numbers():
+            raise ValueError(f"no metric computes such a number; known: {', '.join(metrics.numbers())}")
+        return name
 
 
 class ResourceSpec(Spec):
@@ -139,6 +153,7 @@ class TrainSpec(Spec):
             "callbacks",
         ):
             del values["training"][key]
+        values["data"].pop("index", None)  # where a source keeps what the data itself says
         return values
 
     @property

@@ -18,15 +18,35 @@ PACKAGE = ROOT / "genworker"
 FLOORS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
     1: ("schema", "config", "registry"),
-    2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "device"),
+    2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "metrics.*", "device"),
     3: ("bundle", "sampling.*", "bulk.plan", "bulk.records", "bulk.commit", "reading.*", "report", "report.sheet"),
     4: (
         *(
             f"training.{name}"
-            for name in ("loop", "step", "record", "loader", "ema", "checkpoint", "collectives", "spec")
+            for name in (
+                "loop",
+                "step",
+                "record",
+                "loader",
+                "reader",
+                "order",
+                "block_order",
+                "ema",
+                "checkpoint",
+                "collectives",
+                "spec",
+            )
         ),
         "training.callbacks.*",
         "training.pictures",
+        "training.evaluation",
+        "training.extractors",
+        "training.reference",
+        "report.names",
+        "report.run",
+        "report.reader",
+        "report.curves",
+        "report.page",
         "works.*",
         "bulk.shard",
         "bulk.request",

@@ -1,0 +1,259 @@
+"""How good a generator is: numbers of generated images beside those of as many real ones.
+
+In: a bundle (or a run's checkpoint) and real images. Out: an `Evaluation`: scores with their cards, and the floor, the same
+scores of real training images in place of the generated ones. It computes where it is called and knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from genworker import families, metrics
+from genworker.bundle import Bundle, Lineage
+from genworker.errors import CheckpointError, UsageError
+from genworker.metrics.base import Metric, Need
+from genworker.metrics.cards import Card, Score
+from genworker.metrics.classifier import ClassifierConfig
+from genworker.metrics.extractor import Extractor
+from genworker.sampling.engine import quantise
+from genworker.sampling.latents import latents
+from genworker.schema import ImageSchema, Int64Array, Pixels
+from genworker.stores import open_store
+from genworker.stores.base import Store
+from genworker.training import checkpoint
+from genworker.training.extractors import get_extractor
+from genworker.training.record import BEST_PREFIX, EVALUATIONS_PREFIX, best_evaluations, read_evaluations
+from genworker.training.reference import RealImages, real_images
+from genworker.training.spec import TrainSpec
+
+DEFAULT_SAMPLES = 2_000
+_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome: scores by metric, the floor beside them, and the time it took."""
+
+    scores: Mapping[str, Score]
+    floor: Mapping[str, Score]
+    seconds: float
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """All numbers by name."""
+        return _flat(self.scores)
+
+    def to_json(self) -> dict[str, Any]:
+        """``metrics`` and ``floor`` (numbers by name, null where not finite), ``cards`` (by metric), ``seconds``."""
+        return {
+            "metrics": _finite(self.numbers),
+            "floor": _finite(_flat(self.floor)),
+            "cards": {name: score.card.model_dump(mode="json") for name, score in self.scores.items()},
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def evaluate(
+    bundle: Bundle,
+    real: RealImages,
+    *,
+    num_samples: int = DEFAULT_SAMPLES,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    also: Sequence[str] = (),
+    cache: Store | None = None,
+    config: ClassifierConfig | None = None,
+    device: torch.device | None = None,
+) -> Evaluation:
+    """Generate samples and compare them with real images.
+
+    Generated image i has the latent that sample i of a dataset has, and the label of real image i of the floor.
+
+    Args:
+        bundle: the generator.
+        real: see `genworker.training.reference.real_images`.
+        num_samples: to generate, at least 20.
+        seed: of the latents.
+        names: of metrics; None takes all that apply and are not costly.
+        also: metrics besides those.
+        cache: keeps the extractor below ``evaluation/``, so that it is trained once for the same data.
+        config: of the extractor's training.
+        device: the generator's; None is the CPU. Metrics are computed on the CPU.
+
+    Returns:
+        The scores. The floor has as many training images as there are samples, or all where there are fewer.
+
+    Raises:
+        UsageError: a metric is unknown or needs labels that are not there, or the data has another shape than the samples.
+    """
+    began = time.perf_counter()
+    schema = bundle.info.image_schema
+    if schema.image_shape != real.schema.image_shape:
+        raise UsageError(
+            f"the generator makes images of {schema.describe()}, the data has {real.schema.describe()}; evaluate it with the "
+            "data that it was trained on"
+        )
+    labelled = bool(bundle.info.family.conditional and schema.num_classes)
+    chosen = _choose(names, also, classes=bool(real.schema.num_classes), labels=labelled)
+    extractor = get_extractor(real, cache, config)
+    beside = real.train.some(num_samples)
+    pairs = {"generated": _new(chosen, real), "floor": _new(chosen, real)}
+    for batch in real.reference.batches():
+        observed = extractor.observe(batch.pixels, batch.labels)
+        for made in pairs.values():
+            for metric in made.values():
+                metric.update(observed, real=True)
+    floor_labels: list[Int64Array] = []
+    for batch in beside.batches():
+        if batch.labels is not None:
+            floor_labels.append(batch.labels)
+        _update(pairs["floor"], extractor, batch.pixels, batch.labels)
+    labels = np.resize(np.concatenate(floor_labels), num_samples) if labelled else None
+    for pixels, classes in generate(bundle, num_samples, seed, labels, device or torch.device("cpu")):
+        _update(pairs["generated"], extractor, pixels, classes)
+    common = {
+        "extractor": extractor.name,
+        "extractor_digest": extractor.digest,
+        "reference": real.reference.digest(),
+        "split": real.split,
+        "num_real": len(real.reference),
+        "image_size": "x".join(map(str, schema.pixel_shape)),
+        "dtype": "float32",
+    }
+    scores, floor = (
+        {
+            name: Score(
+                metric.compute(),
+                Card(
+                    metric=name,
+                    label=metric.label.format(extractor=extractor.name),
+                    num_generated=count,
+                    settings=metric.settings,
+                    **common,
+                ),
+            )
+            for name, metric in pairs[key].items()
+        }
+        for key, count in (("generated", num_samples), ("floor", len(beside)))
+    )
+    return Evaluation(scores, floor, time.perf_counter() - began)
+
+
+@torch.inference_mode()
+def generate(
+    bundle: Bundle, num_samples: int, seed: int, labels: Int64Array | None, device: torch.device
+) -> Iterator[tuple[Pixels, Int64Array | None]]:
+    """Samples [0, num_samples) of a bundle in float32, as pixels uint8 [n, H, W, C], with their labels [n]."""
+    generator = bundle.generator()
+    assert isinstance(generator, nn.Module)
+    generator.to(device)
+    for start in range(0, num_samples, _AT_ONCE):
+        count = min(_AT_ONCE, num_samples - start)
+        z = torch.from_numpy(latents(seed, start, count, generator.latent_dim)).to(device)
+        part = None if labels is None else labels[start : start + count]
+        classes = None if part is None else torch.from_numpy(part).to(device)
+        yield quantise(generator(z, classes)), part
+
+
+def evaluate_checkpoint(spec: TrainSpec, url: str, key: str) -> dict[str, Any]:
+    """Evaluate the averaged generator of a checkpoint and store the outcome; to be called anywhere, also far from training.
+
+    Args:
+        spec: of the run.
+        url: of the run.
+        key: of the checkpoint below it.
+
+    Returns:
+        What is stored below ``evaluations/``: `Evaluation.to_json` and ``images_seen``.
+
+    Raises:
+        CheckpointError, ObjectMissingError: the checkpoint is damaged, of another spec, or was pruned meanwhile.
+        UsageError, SourceError, StoreError: as their parts raise them.
+    """
+    store = open_store(url)
+    settings = spec.evaluation
+    real = real_images(spec.data, spec.training.holdout_share, settings.split)
+    bundle, images_seen = averaged(store, key, spec, real.schema)
+    outcome = evaluate(
+        bundle,
+        real,
+        num_samples=settings.num_samples,
+        also=(metrics.of_number(settings.metric),),
+        cache=store,
+        config=ClassifierConfig(images=settings.extractor_images),
+    )
+    text = {"images_seen": images_seen, **outcome.to_json()}
+    store.put(f"{EVALUATIONS_PREFIX}images-{images_seen:012d}.json", json.dumps(text).encode(), overwrite=True)
+    return text
+
+
+def averaged(store: Store, key: str, spec: TrainSpec, schema: ImageSchema) -> tuple[Bundle, int]:
+    """The averaged networks of a checkpoint as a bundle, and the images seen. Raises CheckpointError."""
+    snapshot = checkpoint.read(store, key)
+    if snapshot.identity != spec.identity():
+        raise CheckpointError(f"{store.url}/{key} was written by another spec than the one that it is evaluated with")
+    family = families.make(spec.family, schema)
+    built = family.build()
+    networks = nn.ModuleDict({name: built[name] for name in family.served})
+    networks.load_state_dict(checkpoint.average_of(snapshot))
+    images_seen = int(snapshot.counters["images_seen"])
+    return Bundle.pack(spec.family, schema, networks, Lineage(images_seen=images_seen)), images_seen
+
+
+def keep_if_best(spec: TrainSpec, url: str, key: str) -> bool:
+    """Store the bundle of a checkpoint below ``best/`` if no evaluation of the run is better; returns whether it is."""
+    store = open_store(url)
+    number = spec.evaluation.metric
+    order = best_evaluations(read_evaluations(store), number, higher_is_better=metrics.higher_is_better(number))
+    if order[:1] != [checkpoint.images_of(key)]:
+        return False
+    schema = real_images(spec.data, spec.training.holdout_share, spec.evaluation.split).schema
+    averaged(store, key, spec, schema)[0].save(store, BEST_PREFIX)
+    return True
+
+
+def _choose(names: Sequence[str] | None, also: Sequence[str], *, classes: bool, labels: bool) -> list[str]:
+    """The metrics to compute, in the order of the table; raises UsageError for one that cannot be."""
+    there: set[Need] = set()
+    if classes:
+        there.add("classes")
+    if labels:
+        there.add("labels")
+    for name in (*(names or ()), *also):
+        if missing := metrics.get(name).needs - there:
+            raise UsageError(
+                f"metric {name!r} needs {' and '.join(sorted(missing))}: "
+                + ("the data has no classes" if "classes" in missing else "the generator is not conditional")
+                + "; leave it out"
+            )
+    usual = [name for name in metrics.names() if metrics.get(name).needs <= there and not metrics.get(name).costly]
+    wanted = {*(usual if names is None else names), *also}
+    return [name for name in metrics.names() if name in wanted]
+
+
+def _new(names: Iterable[str], real: RealImages) -> dict[str, Metric]:
+    return {name: metrics.get(name)(real.schema.num_classes) for name in names}
+
+
+def _update(made: Mapping[str, Metric], extractor: Extractor, pixels: Pixels, labels: Int64Array | None) -> None:
+    observed = extractor.observe(pixels, labels)
+    for metric in made.values():
+        metric.update(observed, real=False)
+
+
+def _flat(scores: Mapping[str, Score]) -> dict[str, float]:
+    return {number: value for score in scores.values() for number, value in score.numbers.items()}
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    # JSON has no word for what is not finite.
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
