@@ -197,10 +197,12 @@ class Family(Protocol):
     Attributes:
         Config: the pydantic model of its part of a spec; ``Config.name`` is the registry's name.
         served: sub-networks whose weight average goes into a bundle.
+        schema: of the images that it was made for.
     """
 
     Config: ClassVar[type[FamilyConfig]]
     served: ClassVar[tuple[str, ...]]
+    schema: ImageSchema
 
     def __init__(self, config: Any, schema: ImageSchema) -> None: ...
 

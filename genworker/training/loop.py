@@ -22,6 +22,7 @@ from genworker.stores.base import Store
 from genworker.training import checkpoint
 from genworker.training.examine import Examiner
 from genworker.training.loader import Loader
+from genworker.training.order import held_out_indices
 from genworker.training.record import BUNDLE_PREFIX, Metrics
 from genworker.training.recorder import Recorder
 from genworker.training.spec import TrainSpec
@@ -148,6 +149,8 @@ class _Run:
             world_size=self.group.world_size,
             start=self.images_seen,
             unit=self.spec.family.unit,
+            held_out=held_out_indices(len(self.source), settings.holdout_share),
+            patience_seconds=settings.store_patience_seconds,
         ) as loader:
             verdict = Verdict.GO_ON
             while verdict == Verdict.GO_ON and self.images_seen < settings.images:

@@ -103,9 +103,10 @@ def read_metrics(store: Store) -> list[Metrics]:
     ]
 
 
-def read_evaluations(store: Store) -> list[dict[str, Any]]:
-    """The evaluations of a run by images seen; each holds ``images_seen`` and ``metrics``."""
-    return [json.loads(store.get(info.key)) for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")]
+def read_evaluations(store: Store, after: int = -1) -> list[dict[str, Any]]:
+    """The evaluations of a run beyond ``after`` images, in order; each holds ``images_seen`` and ``metrics``."""
+    keys = [info.key for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")]
+    return [json.loads(store.get(key)) for key in keys if int(key[-17:-5]) > after]
 
 
 def best_evaluations(evaluations: list[dict[str, Any]], metric: str, *, higher_is_better: bool = False) -> list[int]:

@@ -15,8 +15,12 @@ import torch
 
 import genworker
 from genworker.errors import CheckpointError
+from genworker.metrics import higher_is_better
 from genworker.stores.base import Store
 from genworker.training import checkpoint
+from genworker.training.callbacks.group import CallbackGroup
+from genworker.training.pictures import key_of as picture_key
+from genworker.training.pictures import png_bytes, sample_grid
 from genworker.training.record import (
     ALARMS_KEY,
     ENVIRONMENT_KEY,
@@ -30,6 +34,7 @@ from genworker.training.step import Trainer
 from genworker.training.upload import Uploader
 from genworker.training.watchdog import Alarm
 
+_PICTURE_SEED = 0  # the same latents in all runs
 DIVERGED_PREFIX = "diverged/"  # reports that a rollback took back
 
 
@@ -51,6 +56,8 @@ class Recorder:
         environment = Lines(store, ENVIRONMENT_KEY)
         environment.append(_environment(trainer))
         environment.flush()
+        self._callbacks = CallbackGroup(spec.training.callbacks, store, spec, images_seen, on_event)
+        self._told_evaluations = images_seen
         self._uploader = Uploader(
             store,
             patience_seconds=spec.training.store_patience_seconds,
@@ -67,32 +74,41 @@ class Recorder:
     def report(self, metrics: Metrics, alarms: list[Alarm]) -> None:
         """Take a report and the alarms that it raised; both are stored with the next checkpoint."""
         self._metrics.append(metrics)
+        self._callbacks.on_report(metrics)
         for alarm in alarms:
             self.alarm(alarm)
 
     def alarm(self, alarm: Alarm) -> None:
         """Take an alarm."""
         self._alarms.append(vars(alarm))
+        self._callbacks.on_alarm(alarm.images_seen, alarm.text)
 
     def save(self, trainer: Trainer, watchdog: Mapping[str, Any], *, good: bool) -> None:
-        """Begin to store a checkpoint and all reports up to it. Raises TrainingError where an earlier one could not be."""
+        """Begin to store a checkpoint, all reports up to it, and a picture. Raises TrainingError where one before failed."""
         snapshot = checkpoint.take(trainer.state, self._spec, watchdog, good=good)
         metrics, alarms = self._metrics.text(), self._alarms.text()
+        images_seen = trainer.state.counters.images_seen
+        grid = sample_grid(trainer.average.networks, self._spec.family, trainer.family.schema, _PICTURE_SEED)
+        self._callbacks.on_picture(images_seen, grid)
 
         def first() -> None:
             self._metrics.flush(metrics)
             if alarms:
                 self._alarms.flush(alarms)
+            self._store.put(picture_key(images_seen), png_bytes(grid), overwrite=True)
+            self._tell_evaluations()
 
         self._uploader.save(snapshot, first)
+        self._callbacks.flush()
 
     def wait(self) -> None:
         """Wait until everything is stored. Raises TrainingError where it cannot be."""
         self._uploader.wait()
 
     def close(self) -> None:
-        """End the upload thread."""
+        """End the threads."""
         self._uploader.close()
+        self._callbacks.close()
 
     def flush_alarms(self) -> None:
         """Store reports and alarms now, without a checkpoint: the run ends here."""
@@ -121,8 +137,15 @@ class Recorder:
         self.save(trainer, {}, good=False)
 
     def _best(self) -> frozenset[int]:
-        kept = best_evaluations(read_evaluations(self._store), self._spec.evaluation.metric)
-        return frozenset(kept[: self._spec.training.keep_best_checkpoints])
+        metric = self._spec.evaluation.metric
+        best = best_evaluations(read_evaluations(self._store), metric, higher_is_better=higher_is_better(metric))
+        return frozenset(best[: self._spec.training.keep_best_checkpoints])
+
+    def _tell_evaluations(self) -> None:
+        """Hand what was measured beside training since the last checkpoint to the callbacks."""
+        for line in read_evaluations(self._store, after=self._told_evaluations):
+            self._callbacks.on_evaluation(line["images_seen"], line["metrics"])
+            self._told_evaluations = line["images_seen"]
 
 
 def _environment(trainer: Trainer) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from genworker.sources import open_source
 from genworker.stores import open_store
 from genworker.training import record
 from genworker.training.board import Board, Standing
+from genworker.training.evaluator import Evaluator
 from genworker.training.loop import TrainResult
 from genworker.training.record import Metrics
 from genworker.training.spec import TrainSpec
@@ -52,12 +53,15 @@ def train(
     with cluster.connect():
         cluster.check_workers(resources.fewest_workers, resources.cpus_per_worker, use_gpu=resources.use_gpu)
         board = ray.remote(Board).options(num_cpus=0).remote()
-        follower = _Follower(board, on_progress, on_event)
+        evaluator = Evaluator(spec, store.url, on_event)
+        follower = _Follower(board, evaluator, on_progress, on_event)
         while True:
             outcome = _run(spec, store.url, board, follower)
             standing: Standing = ray.get(board.read.remote())
             if standing.error is not None or not (outcome.get("value") or {}).get("preempted"):
                 break
+        if standing.error is None and "value" in outcome:
+            evaluator.finish(standing.last_checkpoint if outcome["value"]["result"]["finished"] else None)
     if standing.error is not None:
         raise _with_last_checkpoint(*standing.error, standing.last_checkpoint)
     if "error" in outcome:
@@ -68,8 +72,10 @@ def train(
 class _Follower:
     """Shows what the board says, each thing once."""
 
-    def __init__(self, board: Any, on_progress: Callable[[Metrics], None], on_event: Callable[[str], None]) -> None:
-        self._board, self._on_progress, self._on_event = board, on_progress, on_event
+    def __init__(
+        self, board: Any, evaluator: Evaluator, on_progress: Callable[[Metrics], None], on_event: Callable[[str], None]
+    ) -> None:
+        self._board, self._evaluator, self._on_progress, self._on_event = board, evaluator, on_progress, on_event
         self._shown: Metrics = {}
         self._num_told = 0
 
@@ -85,6 +91,7 @@ class _Follower:
             if standing.metrics != self._shown:
                 self._shown = standing.metrics
                 self._on_progress(standing.metrics)
+            self._evaluator.offer(standing.last_checkpoint)
             fit.join(_POLL_SECONDS)
 
 

@@ -78,7 +78,7 @@ def train_spec(
         "seed": seed,
         "data": {"name": "fashion-mnist", "url": "shipped", "limit": limit},
         "family": family_values(name, **(family or {})),
-        "training": {"images": 48, "batch_size": 8, "precision": "float32"} | training,
+        "training": {"images": 48, "batch_size": 8, "precision": "float32", "callbacks": []} | training,
     }
     return TrainSpec.parse(values, origin="test")
 

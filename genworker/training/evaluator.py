@@ -1,0 +1,101 @@
+"""Measuring checkpoints beside training: one Ray task at a time, off the training workers.
+
+In: the keys of checkpoints as they are stored. Out: evaluations in the run's store, the bundle of the best one below
+``best/``, and events for the user. Training never waits for it; a checkpoint that comes while another is measured is passed
+over, unless it is the last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from genworker.errors import GenworkerError, ObjectMissingError
+from genworker.training import checkpoint
+from genworker.training.evaluation import evaluate_checkpoint, keep_if_best
+from genworker.training.spec import TrainSpec
+
+_LAST_SECONDS = 600.0  # for the evaluation of the last checkpoint, which the run waits for
+
+
+def _measure(values: dict[str, Any], url: str, key: str) -> str | None:
+    """What the task does; returns the line to tell, or None where the checkpoint was pruned meanwhile."""
+    import torch
+
+    torch.set_num_threads(1)  # the workers need the others
+    spec = TrainSpec.model_validate(values)
+    try:
+        outcome = evaluate_checkpoint(spec, url, key)
+    except ObjectMissingError:
+        return None
+    best = " (the best so far)" if keep_if_best(spec, url, key) else ""
+    number = outcome["metrics"].get(spec.evaluation.metric)
+    text = "not finite" if number is None else f"{number:.4g}"
+    return f"evaluation at image {outcome['images_seen']}: {spec.evaluation.metric} {text}{best}"
+
+
+class Evaluator:
+    """Evaluates checkpoints of one run as ``spec.evaluation`` says."""
+
+    def __init__(self, spec: TrainSpec, url: str, on_event: Callable[[str], None]) -> None:
+        self._spec, self._url, self._on_event = spec, url, on_event
+        self._running: Any = None
+        self._running_key: str | None = None
+        self._done_key: str | None = None
+        self._next_due = 0
+        self._task = ray.remote(_measure).options(num_cpus=self._spare_cpus(), max_retries=1)
+
+    def offer(self, key: str | None) -> None:
+        """Take note of the newest checkpoint, and tell what came of an earlier one."""
+        self._collect(0.0)
+        if key is None or self._running is not None or not self._is_due(key):
+            return
+        every = self._spec.evaluation.every_images
+        if every is not None:
+            self._next_due = (checkpoint.images_of(key) // every + 1) * every
+        self._start(key)
+
+    def finish(self, key: str | None) -> None:
+        """Measure the last checkpoint, if it was not, and wait for it."""
+        deadline = time.monotonic() + _LAST_SECONDS
+        self._collect(_LAST_SECONDS)
+        if key is not None and self._spec.evaluation.num_samples and key != self._done_key:
+            self._start(key)
+            self._collect(max(1.0, deadline - time.monotonic()))
+
+    def _is_due(self, key: str) -> bool:
+        if not self._spec.evaluation.num_samples or key == self._done_key:
+            return False
+        return checkpoint.images_of(key) >= self._next_due
+
+    def _start(self, key: str) -> None:
+        self._running_key = key
+        self._running = self._task.remote(self._spec.model_dump(mode="json"), self._url, key)
+
+    def _collect(self, seconds: float) -> None:
+        if self._running is None:
+            return
+        ready, _ = ray.wait([self._running], timeout=seconds)
+        if not ready:
+            if seconds:
+                self._on_event(f"the evaluation of {self._running_key} takes too long and is left out")
+            return
+        try:
+            line = ray.get(self._running)
+        except ray.exceptions.RayTaskError as err:
+            cause = err.cause if isinstance(err.cause, GenworkerError) else err
+            line = f"the evaluation of {self._running_key} failed, training goes on: {str(cause).splitlines()[0]}"
+        except ray.exceptions.RayError as err:
+            line = f"the evaluation of {self._running_key} was lost, training goes on: {str(err).splitlines()[0]}"
+        if line is not None:
+            self._on_event(line)
+        self._done_key, self._running = self._running_key, None
+
+    def _spare_cpus(self) -> int:
+        """One processor where the workers leave one, else none of its own: it shares theirs."""
+        resources = self._spec.resources
+        taken = resources.most_workers * resources.cpus_per_worker
+        return int(ray.cluster_resources().get("CPU", 0) > taken)
