@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+
 import click
 
 from genworker import __version__
 from genworker.cli.dataset import info, sheet, show, verify
 from genworker.cli.demo import demo
+from genworker.cli.evaluate import evaluate
 from genworker.cli.generate import generate
+from genworker.cli.runs import report, runs
 from genworker.cli.train import train
 from genworker.errors import GenworkerError
 
@@ -20,16 +25,26 @@ class _Failure(click.ClickException):
         vars(self)["exit_code"] = error.exit_code  # click declares a class variable and reads it from the instance
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which schedulers send before they kill: what Ctrl-C does, with another exit code."""
+
+
+def _on_sigterm(_signum: int, _frame: object) -> None:
+    raise _Terminated
+
+
 class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; failures end in one message, Ctrl-C in exit code 130."""
+        """Run a command; failures end in one message, Ctrl-C in exit code 130, SIGTERM in 143."""
+        with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
+            signal.signal(signal.SIGTERM, _on_sigterm)
         try:
             return super().invoke(ctx)
         except GenworkerError as err:
             raise _Failure(err) from err
-        except (KeyboardInterrupt, click.Abort):
+        except (KeyboardInterrupt, click.Abort) as err:
             click.echo("\nStopped. What was made stays; run the same command again to go on.", err=True)
-            ctx.exit(130)
+            ctx.exit(143 if isinstance(err, _Terminated) else 130)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -42,7 +57,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, train, generate, verify, info, show, sheet):
+for command in (demo, train, runs, report, evaluate, generate, verify, info, show, sheet):
     cli.add_command(command)
 
 

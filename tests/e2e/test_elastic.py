@@ -1,0 +1,157 @@
+"""Training on a cluster of two nodes, one of which is killed or announced to go away: the run goes on with what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from genworker.stores import open_store
+from genworker.training import checkpoint, record
+from tests.processes import run, running
+from tests.servers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.processes import Program
+
+pytestmark = pytest.mark.slow
+
+CHECKPOINT_EVERY = 1_024
+SPEC = {
+    "seed": 1,
+    "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
+    "family": {
+        "name": "r3gan",
+        "latent_dim": 8,
+        "generator": {"widths": [8, 4], "patch": 2},
+        "discriminator": {"widths": [8, 4], "patch": 2},
+    },
+    "training": {
+        "images": 200_000,
+        "batch_size": 32,
+        "precision": "float32",
+        "report_every_images": 512,
+        "checkpoint_every_images": CHECKPOINT_EVERY,
+        "callbacks": [],
+    },
+    "evaluation": {"num_samples": 0},
+    "resources": {"workers": [1, 2], "collective_timeout_seconds": 20},
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head and a second node, each a program with one CPU."""
+
+    address: str
+    second: Program
+
+    def environment(self) -> dict[str, str]:
+        """For a driver."""
+        return {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": self.address}
+
+
+@contextlib.contextmanager
+def two_nodes(folder: Path) -> Iterator[Cluster]:
+    """Start two Ray nodes on loopback, on free ports, and end them by their process ids."""
+    # A node that is gone is noticed within seconds, not half a minute.
+    health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
+    environment = {"RAY_AUTH_MODE": "disabled"} | health
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    common = [
+        "--block",
+        "--num-cpus=1",
+        "--node-ip-address=127.0.0.1",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        "--disable-usage-stats",
+    ]
+    head = ["ray", "start", "--head", f"--port={port}", "--include-dashboard=false"]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(running([*head, *common], folder, environment))
+        ready = ["python", "-c", f"import ray; ray.init('{address}', logging_level='ERROR')"]
+        for _ in range(20):
+            if run(ready, folder, environment).process.returncode == 0:
+                break
+        second = ["ray", "start", f"--address={address}", '--resources={"second": 1}']
+        yield Cluster(address, stack.enter_context(running([*second, *common], folder, environment)))
+
+
+def worlds(url: Path) -> list[int]:
+    """The number of workers at each start of a run."""
+    return [line["world_size"] for line in record.read_lines(open_store(str(url)), record.ENVIRONMENT_KEY)]
+
+
+@contextlib.contextmanager
+def training_on_two(cluster: Cluster, folder: Path) -> Iterator[tuple[Program, Path]]:
+    """A run that trains with both nodes and has stored a checkpoint; and its URL."""
+    spec, out = folder / "spec.yaml", folder / "run"
+    spec.write_text(yaml.safe_dump(SPEC), encoding="utf-8")
+    with running(["genworker", "train", str(spec), "--out", str(out)], folder, cluster.environment()) as program:
+        program.wait_until(lambda: out.is_dir() and bool(checkpoint.keys(open_store(str(out)))))
+        yield program, out
+
+
+def test_a_killed_node_costs_at_most_one_checkpoint_interval(tmp_path: Path) -> None:
+    """SIGKILL of every process of a node: the run goes on with one worker from the newest checkpoint, on the same batches."""
+    with two_nodes(tmp_path) as cluster, training_on_two(cluster, tmp_path) as (program, out):
+        assert worlds(out) == [2]
+        for process in cluster.second.family():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        lost_at = checkpoint.images_of(checkpoint.keys(open_store(str(out)))[0])
+        program.wait_until(lambda: len(worlds(out)) > 1)
+        assert worlds(out) == [2, 1]
+        start = record.read_lines(open_store(str(out)), record.ENVIRONMENT_KEY)[-1]
+        assert start["images_seen"] >= lost_at - CHECKPOINT_EVERY
+        assert "1 worker goes on from image" in program.stderr
+        program.wait_until(
+            lambda: checkpoint.images_of(checkpoint.keys(open_store(str(out)))[0]) > start["images_seen"]
+        )
+
+
+DRAIN = """
+import subprocess, sys, ray
+ray.init(sys.argv[1], logging_level="ERROR")
+(node,) = [node["NodeID"] for node in ray.nodes() if "second" in node["Resources"]]
+command = ["ray", "drain-node", "--address", sys.argv[1], "--node-id", node, "--deadline-remaining-seconds", "600"]
+command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+sys.exit(subprocess.run(command).returncode)
+"""
+
+
+def test_a_node_that_is_announced_to_go_away_costs_nothing(tmp_path: Path) -> None:
+    """Ray's preemption notice: the workers save where they are, and the run goes on from there without the node."""
+    with two_nodes(tmp_path) as cluster, training_on_two(cluster, tmp_path) as (program, out):
+        done = run(["python", "-c", DRAIN, cluster.address], tmp_path, cluster.environment())
+        assert done.process.returncode == 0, done.stdout + done.stderr
+        program.wait_until(lambda: len(worlds(out)) > 1)
+        assert worlds(out) == [2, 1]
+        stops = [checkpoint.images_of(key) for key in checkpoint.keys(open_store(str(out)))]
+        start = record.read_lines(open_store(str(out)), record.ENVIRONMENT_KEY)[-1]
+        assert start["images_seen"] in stops
+        assert "will go away: saving" in program.stderr
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    """What a scheduler does to a driver: it saves at the step where it is, ends with 143, and loses nothing."""
+    spec, out = tmp_path / "spec.yaml", tmp_path / "run"
+    spec.write_text(yaml.safe_dump(SPEC | {"resources": {"workers": 2}}), encoding="utf-8")
+    with running(["genworker", "train", str(spec), "--out", str(out)], tmp_path) as program:
+        program.wait_until(lambda: out.is_dir() and bool(checkpoint.keys(open_store(str(out)))))
+        program.leftovers |= program.family()
+        program.process.terminate()
+        assert program.wait() == 143
+    assert "run the same command again to go on" in program.stderr
+    newest = checkpoint.images_of(checkpoint.keys(open_store(str(out)))[0])
+    assert newest % CHECKPOINT_EVERY  # not a checkpoint of the rhythm, but of the stop
+    assert not (out / "bundle").exists()
