@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import safetensors.torch
 import torch
 import yaml
 from PIL import Image
@@ -19,53 +17,13 @@ from genworker.stores import open_store
 from genworker.training import checkpoint, record, step, trainer
 from genworker.training.spec import TrainSpec
 from tests.processes import running
+from tests.ray.runs import CHECKPOINT_EVERY, IMAGES, REPORT_EVERY, spec_for, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from genworker.training.record import Metrics
     from tests.servers import S3Server
-
-IMAGES, CHECKPOINT_EVERY, REPORT_EVERY = 2_048, 256, 128
-
-
-def spec_for(**changes: object) -> TrainSpec:
-    """A run of 64 steps of tiny networks on a few real images, in plain float32; ``changes`` replace whole parts."""
-    values: dict[str, object] = {
-        "seed": 1,
-        "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
-        "family": {
-            "name": "r3gan",
-            "latent_dim": 8,
-            "embedding_dim": 4,
-            "generator": {"widths": [8, 4], "patch": 2},
-            "discriminator": {"widths": [8, 4], "patch": 2},
-        },
-        "training": {
-            "images": IMAGES,
-            "batch_size": 32,
-            "precision": "float32",
-            "report_every_images": REPORT_EVERY,
-            "checkpoint_every_images": CHECKPOINT_EVERY,
-        },
-        "resources": {"workers": 2},
-    }
-    return TrainSpec.parse(values | changes, origin="test")
-
-
-def weights_of(url: str) -> dict[str, torch.Tensor]:
-    """The weights of a run's bundle."""
-    return safetensors.torch.load(open_store(url).get(record.BUNDLE_PREFIX + bundles.WEIGHTS_KEY))
-
-
-@pytest.fixture(scope="module")
-def finished(ray_cluster: int, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URL of an undisturbed run on two workers, named relative to the driver's working directory; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished")
-    with contextlib.chdir(folder):
-        result = trainer.train(spec_for(), "run")
-    assert (result.finished, result.images_seen) == (True, IMAGES)
-    return str(folder / "run")
 
 
 @pytest.mark.slow
@@ -76,7 +34,11 @@ def test_a_run_leaves_bundle_checkpoints_metrics_and_spec(finished: str) -> None
     assert len(checkpoints) == spec_for().training.keep_checkpoints
     expected = {record.SPEC_KEY, record.METRICS_KEY, record.ENVIRONMENT_KEY, *checkpoints}
     expected |= {record.BUNDLE_PREFIX + name for name in (bundles.BUNDLE_KEY, bundles.WEIGHTS_KEY)}
-    assert {info.key for info in store.list()} == expected
+    pictures = {
+        f"{record.SAMPLES_PREFIX}images-{seen:012d}.png"
+        for seen in range(CHECKPOINT_EVERY, IMAGES + 1, CHECKPOINT_EVERY)
+    }
+    assert {info.key for info in store.list()} == expected | pictures
 
     assert TrainSpec.parse(json.loads(store.get(record.SPEC_KEY)), origin="test").spec_id == spec_for().spec_id
     reports = record.read_metrics(store)
@@ -88,6 +50,22 @@ def test_a_run_leaves_bundle_checkpoints_metrics_and_spec(finished: str) -> None
     images = bundle.generator()(torch.zeros(2, 8), torch.tensor([0, 9]))
     assert images.shape == (2, 1, 28, 28)
     assert torch.isfinite(images).all()
+
+
+@pytest.mark.slow
+def test_checkpoints_are_measured_beside_training_and_the_best_is_kept(ray_cluster: int, tmp_path: Path) -> None:
+    """Evaluations lie in the run, the last checkpoint is among them, and best/ holds the bundle of the best one."""
+    training = spec_for().training.model_dump() | {"holdout_share": 0.2, "callbacks": ["tensorboard"]}
+    evaluation = {"num_samples": 64, "extractor_images": 600}
+    events: list[str] = []
+    trainer.train(spec_for(training=training, evaluation=evaluation), str(tmp_path), on_event=events.append)
+    store = open_store(str(tmp_path))
+    evaluations = record.read_evaluations(store)
+    assert evaluations[-1]["images_seen"] == IMAGES
+    assert any(f"evaluation at image {IMAGES}: frechet" in event for event in events), events
+    (best, *_) = record.best_evaluations(evaluations, "frechet")
+    assert bundles.load(store, record.BEST_PREFIX).info.lineage.images_seen == best
+    assert [info for info in store.list("tensorboard/") if "events" in info.key]
 
 
 @pytest.mark.slow

@@ -1,0 +1,48 @@
+"""A tiny training run on real images, and what the tests read of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+
+from genworker import bundle as bundles
+from genworker.stores import open_store
+from genworker.training import record
+from genworker.training.spec import TrainSpec
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGES, CHECKPOINT_EVERY, REPORT_EVERY = 2_048, 256, 128
+
+
+def spec_for(**changes: object) -> TrainSpec:
+    """A run of 64 steps of tiny networks on a few real images, in plain float32; ``changes`` replace whole parts."""
+    values: dict[str, object] = {
+        "seed": 1,
+        "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
+        "family": {
+            "name": "r3gan",
+            "latent_dim": 8,
+            "embedding_dim": 4,
+            "generator": {"widths": [8, 4], "patch": 2},
+            "discriminator": {"widths": [8, 4], "patch": 2},
+        },
+        "training": {
+            "images": IMAGES,
+            "batch_size": 32,
+            "precision": "float32",
+            "report_every_images": REPORT_EVERY,
+            "checkpoint_every_images": CHECKPOINT_EVERY,
+            "callbacks": [],
+        },
+        "evaluation": {"num_samples": 0},
+        "resources": {"workers": 2},
+    }
+    return TrainSpec.parse(values | changes, origin="test")
+
+
+def weights_of(url: str) -> dict[str, torch.Tensor]:
+    """The weights of a run's bundle."""
+    return safetensors.torch.load(open_store(url).get(record.BUNDLE_PREFIX + bundles.WEIGHTS_KEY))
