@@ -81,26 +81,22 @@ class BlockOrder:
 
     def at(self, positions: Int64Array) -> Int64Array:
         """The image at each position (int64 [n], in [0, num_images)), int64 [n] in [0, num_images)."""
-        lane, line = self._layout.in_line(positions)
+        layout = self._layout
+        lane, line = layout.in_line(positions)
+        own = self._first_blocks[lane]
         block = np.searchsorted(self._ends, line, side="right")
-        group = (block - self._first_blocks[lane]) // self._layout.blocks_per_group
+        first = block - (block - own) % layout.blocks_per_group  # of the group of blocks that the image is shuffled in
+        last = np.minimum(first + layout.blocks_per_group, layout.num_blocks) - 1
+        start = np.maximum(self._starts[first], layout.lane_starts[lane])
+        stop = np.minimum(self._ends[last], layout.lane_ends[lane])
+        by_group = np.argsort(start, kind="stable")
         shuffled = np.empty(len(positions), np.int64)
-        for number, index in np.unique(np.stack([lane, group], axis=1), axis=0).tolist():
-            chosen = (lane == number) & (group == index)
-            start, stop = self._span(number, index)
-            shuffled[chosen] = self._shuffled(start, stop)[line[chosen] - start]
+        for chosen in np.split(by_group, np.flatnonzero(np.diff(start[by_group])) + 1) if len(positions) else ():
+            begin = int(start[chosen[0]])
+            shuffled[chosen] = self._shuffled(begin, int(stop[chosen[0]]))[line[chosen] - begin]
         block = np.searchsorted(self._ends, shuffled, side="right")
-        drawn: Int64Array = shuffled - self._starts[block] + self._layout.starts[self._blocks[block]]
+        drawn: Int64Array = shuffled - self._starts[block] + layout.starts[self._blocks[block]]
         return drawn
-
-    def _span(self, lane: int, group: int) -> tuple[int, int]:
-        """Where in the line a group of blocks of a lane starts and stops."""
-        first = int(self._first_blocks[lane]) + group * self._layout.blocks_per_group
-        last = min(first + self._layout.blocks_per_group, self._layout.num_blocks) - 1
-        return (
-            max(int(self._starts[first]), int(self._layout.lane_starts[lane])),
-            min(int(self._ends[last]), int(self._layout.lane_ends[lane])),
-        )
 
     def _shuffled(self, start: int, stop: int) -> Int64Array:
         """The places [start, stop) of the line in a random order."""

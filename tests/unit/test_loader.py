@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genworker.errors import SourceError, UsageError
 from genworker.schema import ImageSchema, Int64Array, SampleBatch
 from genworker.sources.base import Blocks, SourceConfig
 from genworker.training.loader import Loader, images_of, rank_slice
-from genworker.training.order import Order, permutation
+from genworker.training.order import held_out_indices, permutation
 
 numbers = st.integers(0, 2**40)
 
@@ -26,9 +26,12 @@ class CountingSource:
     """A source whose pixels and labels tell the index; it fails at one index if asked to."""
 
     Config: ClassVar[type[SourceConfig]] = SourceConfig
-    blocks: Blocks | None = None
 
-    def __init__(self, length: int, *, fail_at: int | None = None, labelled: bool = True) -> None:
+    def __init__(
+        self, length: int, *, fail_at: int | None = None, labelled: bool = True, blocks: Blocks | None = None
+    ) -> None:
+        self.blocks = blocks
+        self.announced: list[int] = []
         self.schema = ImageSchema(channels=2, height=3, width=4, num_classes=256 if labelled else 0)
         self.corrupt: list[str] = []
         self.reads = 0
@@ -45,15 +48,19 @@ class CountingSource:
         return SampleBatch(sample_index=indices, pixels=pixels, labels=indices.copy() if self._labelled else None)
 
     def prefetch(self, indices: Int64Array) -> None:
-        """Everything is here."""
+        self.announced += indices.tolist()
 
     def digest(self) -> str:
         return "0" * 64
 
 
+IN_BLOCKS = {"length": 200, "blocks": Blocks(np.arange(5, 201, 5), 4)}
+
+
 def stream(count: int, **settings: Any) -> list[tuple[int, int]]:
     """The first ``count`` batches as (draw, image index) pairs in order."""
-    with Loader(CountingSource(settings.pop("length", 20)), **settings) as loader:
+    source = CountingSource(settings.pop("length", 20), blocks=settings.pop("blocks", None))
+    with Loader(source, **settings) as loader:
         batches = list(itertools.islice(loader, count))
     pairs: list[tuple[int, int]] = []
     for batch in batches:
@@ -70,50 +77,36 @@ def test_the_slices_of_all_ranks_make_up_the_batch(batch_size: int, world_size: 
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
-@given(length=st.integers(1, 300), seed=numbers, epoch=numbers)
-def test_every_epoch_shows_every_image_once(length: int, seed: int, epoch: int) -> None:
-    """An epoch's order is a permutation, whatever the seed and the epoch."""
-    assert sorted(permutation(length, seed, epoch).tolist()) == list(range(length))
-
-
-@given(length=st.integers(1, 50), seed=numbers, first=st.integers(0, 500), count=st.integers(0, 120))
-def test_a_draw_is_a_function_of_seed_and_number(length: int, seed: int, first: int, count: int) -> None:
-    """Any stretch of draws, across any number of epochs, gives what each draw gives alone."""
-    order = Order(length, seed)
-    together = order.indices(np.arange(first, first + count, dtype=np.int64))
-    for draw, index in zip(range(first, first + count), together.tolist(), strict=True):
-        assert index == permutation(length, seed, draw // length)[draw % length]
-
-
-def test_the_order_is_the_one_of_earlier_versions() -> None:
-    """A checkpoint of last year resumes in the same order: these numbers must never change."""
-    assert permutation(8, 1, 0).tolist() == [4, 2, 0, 6, 1, 5, 7, 3]
-    assert permutation(8, 1, 1).tolist() == [3, 5, 2, 1, 7, 0, 4, 6]
-    assert permutation(8, 2, 0).tolist() == [6, 4, 1, 2, 0, 3, 5, 7]
-
-
 @given(
     batch_size=st.integers(1, 20),
     world_size=st.integers(1, 20),
     seed=numbers,
     start=st.integers(0, 100),
     prefetch=st.integers(0, 3),
+    data=st.sampled_from([{"length": 20}, IN_BLOCKS]),
 )
+@settings(deadline=None)
 def test_any_number_of_workers_draws_the_same(
-    batch_size: int, world_size: int, seed: int, start: int, prefetch: int
+    *, batch_size: int, world_size: int, seed: int, start: int, prefetch: int, data: dict[str, Any]
 ) -> None:
-    """The batches of all ranks together are the batches of one rank, in order."""
+    """The batches of all ranks together are the batches of one rank, in order; images in blocks are no exception."""
     world_size = min(world_size, batch_size)
-    settings = {"batch_size": batch_size, "seed": seed, "start": start, "prefetch": prefetch}
+    settings = {"batch_size": batch_size, "seed": seed, "start": start, "prefetch": prefetch, **data}
     ranks = [stream(3, rank=rank, world_size=world_size, **settings) for rank in range(world_size)]
     assert sorted(itertools.chain(*ranks)) == stream(3, **settings)
 
 
-@given(batch_size=st.integers(1, 20), seed=numbers, start=st.integers(0, 60))
-def test_a_restart_continues_the_stream(batch_size: int, seed: int, start: int) -> None:
+@given(
+    batch_size=st.integers(1, 20),
+    seed=numbers,
+    start=st.integers(0, 60),
+    data=st.sampled_from([{"length": 20}, {"length": 45, "blocks": Blocks(np.arange(3, 46, 3), 4)}]),
+)
+@settings(deadline=None)
+def test_a_restart_continues_the_stream(batch_size: int, seed: int, start: int, data: dict[str, Any]) -> None:
     """A loader that starts at any image, inside a batch or an epoch, draws what the first run drew from there on."""
-    whole = stream(100 // batch_size + 1, batch_size=batch_size, seed=seed)
-    resumed = stream(2, batch_size=batch_size, seed=seed, start=start)
+    whole = stream(100 // batch_size + 1, batch_size=batch_size, seed=seed, **data)
+    resumed = stream(2, batch_size=batch_size, seed=seed, start=start, **data)
     assert resumed == whole[start : start + 2 * batch_size]
     assert [draw for draw, _ in resumed] == list(range(start, start + 2 * batch_size))
 
@@ -194,6 +187,53 @@ def test_the_thread_reads_no_further_ahead_than_asked() -> None:
         assert source.reads <= 4
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_images_are_announced_before_they_are_read(rank: int) -> None:
+    """The source hears once of each image that this rank will draw, before it is read and not too long before."""
+
+    class Listening(CountingSource):
+        def read(self, indices: Int64Array) -> SampleBatch:
+            start = self.reads * len(indices)
+            assert self.announced[start : start + len(indices)] == indices.tolist()
+            assert len(self.announced) - start <= 24  # half the window of this rank, and the batch itself
+            return super().read(indices)
+
+    source = Listening(200, blocks=Blocks(np.arange(10, 201, 10), 8))
+    with Loader(source, batch_size=8, seed=1, rank=rank, world_size=2, start=8, prefetch=0) as loader:
+        assert len(list(itertools.islice(loader, 100))) == 100
+
+
+def test_data_that_all_fits_is_not_announced() -> None:
+    """Where any image is as near as any other, nothing is worked out ahead."""
+    source = CountingSource(20)
+    with Loader(source, batch_size=5, seed=0, prefetch=0) as loader:
+        list(itertools.islice(loader, 8))
+    assert source.announced == []
+
+
+@given(batch_size=st.integers(1, 40), world_size=st.integers(1, 20), unit=st.integers(1, 4))
+def test_images_that_stay_together_are_on_one_rank(batch_size: int, world_size: int, unit: int) -> None:
+    """Whole units of neighbours go to one rank, and the ranks differ by at most one unit."""
+    batch_size *= unit
+    parts = [rank_slice(batch_size, rank, world_size, unit) for rank in range(world_size)]
+    assert all(part.start % unit == part.stop % unit == 0 for part in parts)
+    lengths = [part.stop - part.start for part in parts]
+    assert sum(lengths) == batch_size
+    assert max(lengths) - min(lengths) <= unit
+
+
+@pytest.mark.parametrize("data", [{"length": 100}, IN_BLOCKS], ids=["anywhere", "in blocks"])
+def test_images_that_are_held_out_are_never_drawn(data: dict[str, Any]) -> None:
+    """An epoch is all other images, once each, on any number of workers."""
+    held_out = held_out_indices(data["length"], 0.1)
+    ranks = [
+        stream(data["length"] * 9 // 10 // 5, batch_size=5, seed=4, held_out=held_out, rank=rank, world_size=2, **data)
+        for rank in range(2)
+    ]
+    drawn = sorted(index for _, index in itertools.chain(*ranks))
+    assert drawn == sorted(set(range(data["length"])) - set(held_out.tolist()))
+
+
 def test_waiting_for_data_is_measured() -> None:
     """wait_seconds is the time that a slow source cost the consumer."""
 
@@ -215,13 +255,19 @@ def test_waiting_for_data_is_measured() -> None:
     ("settings", "error", "message"),
     [
         ({"batch_size": 3, "world_size": 4}, UsageError, "batch_size 3: .* number of workers, 4"),
-        ({"batch_size": 21}, SourceError, "batch_size 21: the source has only 20 images"),
+        ({"batch_size": 21}, SourceError, "batch_size 21: the source has only 20 images, and"),
+        (
+            {"batch_size": 19, "held_out": held_out_indices(20, 0.1)},
+            SourceError,
+            "batch_size 19: the source has only 18 images besides the 2 held out",
+        ),
+        ({"batch_size": 4, "unit": 3}, UsageError, "batch_size 4: must be a multiple of 3"),
         ({"batch_size": 4, "rank": 2, "world_size": 2}, UsageError, "rank 2: must lie in"),
         ({"batch_size": 4, "seed": -1}, UsageError, "seed -1"),
         ({"batch_size": 4, "start": -1}, UsageError, "start -1"),
     ],
 )
-def test_impossible_requests_are_refused(settings: dict[str, int], error: type[Exception], message: str) -> None:
+def test_impossible_requests_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
     """A batch that cannot be divided or filled is refused before anything is read."""
     source = CountingSource(20)
     with pytest.raises(error, match=message):
