@@ -29,7 +29,7 @@ from genworker.sampling.latents import latents
 from genworker.schema import ImageSchema, Int64Array, Pixels
 from genworker.stores import open_store
 from genworker.stores.base import Store
-from genworker.training import checkpoint
+from genworker.training import checkpoint, log_likelihood
 from genworker.training.extractors import get_extractor
 from genworker.training.record import BEST_PREFIX, EVALUATIONS_PREFIX, best_evaluations, read_evaluations
 from genworker.training.reference import RealImages, real_images
@@ -60,6 +60,18 @@ class Evaluation:
             "cards": {name: score.card.model_dump(mode="json") for name, score in self.scores.items()},
             "seconds": round(self.seconds, 3),
         }
+
+    def with_likelihood(
+        self, bundle: Bundle, real: RealImages, *, num_images: int, num_samples: int, seed: int, device: torch.device
+    ) -> Evaluation:
+        """The same, and `log_likelihood.score_likelihood` with these arguments."""
+        began = time.perf_counter()
+        score, floor = log_likelihood.score_likelihood(
+            bundle, real, num_images=num_images, num_samples=num_samples, seed=seed, device=device
+        )
+        seconds = self.seconds + time.perf_counter() - began
+        name = log_likelihood.METRIC
+        return Evaluation({**self.scores, name: score}, {**self.floor, name: floor}, seconds)
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from genworker import codecs, families, formats, sources, stores
+from genworker import codecs, families, formats, metrics, sources, stores
 from genworker.cli import cli
 from genworker.config import preset_names
 
@@ -64,8 +64,9 @@ def test_every_command_and_option_has_help(name: str) -> None:
 
 
 def test_the_readme_names_what_the_registries_hold() -> None:
-    """Every data source, family and codec has its row or word, and no other is promised."""
-    for table, heading in ((sources.SOURCES, "data.name"), (families.FAMILIES, "family.name")):
+    """Every data source, family, metric and codec has its row or word, and no other is promised."""
+    tables = {"data.name": sources.SOURCES, "family.name": families.FAMILIES, "--metrics": metrics.METRICS}
+    for heading, table in tables.items():
         rows = README.split(f"| `{heading}` |")[1].split("\n\n")[0]
         assert set(re.findall(r"^\| `([^`]+)` \|", rows, re.MULTILINE)) == set(table)
     sentence = re.search(r"Image codecs: (.*?)\n\n", README, re.DOTALL)
@@ -77,7 +78,14 @@ def test_the_add_a_table_names_real_tables() -> None:
     """Each row of "Add a ..." names a folder with a contract and the table that takes the new line."""
     row = r"^\| [\w ]+ \| `genworker/(\w+)/<name>\.py`.*`(\w+)/base\.py`.*\| `(\w+)`, `(\S+)` \|$"
     rows = re.findall(row, README, re.MULTILINE)
-    packages = {"codecs": codecs, "formats": formats, "stores": stores, "sources": sources, "families": families}
+    packages = {
+        "codecs": codecs,
+        "formats": formats,
+        "stores": stores,
+        "sources": sources,
+        "families": families,
+        "metrics": metrics,
+    }
     assert {row[0] for row in rows} == set(packages)
     for folder, contract, table, file in rows:
         assert folder == contract

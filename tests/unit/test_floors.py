@@ -41,6 +41,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "training.pictures",
         "training.evaluation",
         "training.extractors",
+        "training.log_likelihood",
         "training.reference",
         "report.names",
         "report.run",
