@@ -25,8 +25,8 @@ def demo(out: str, num_samples: int, images: int | None) -> None:
     from genworker import cluster
     from genworker.bulk.request import GenerateSpec
     from genworker.cli.display import console, size
+    from genworker.cli.live import run_generation, run_training
     from genworker.cli.look import make_sheet
-    from genworker.cli.runs import run_generation, run_training
     from genworker.config import load_spec
     from genworker.errors import DatasetError
     from genworker.reading.verify import verify

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from genworker.training.record import Metrics
 
 console = Console(stderr=True, highlight=False)
+out = Console(highlight=False)  # for what a command is asked for
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SHOWN_METRICS = {

@@ -47,7 +47,7 @@ def generate(dry_run: bool, **flags: object) -> None:
         return
 
     from genworker.cli.display import size
-    from genworker.cli.runs import run_generation
+    from genworker.cli.live import run_generation
 
     result = run_generation(spec, "generate")
     manifest = result.manifest

@@ -28,7 +28,7 @@ def train(spec: str, out: str, workers: int | None, overrides: tuple[str, ...], 
         click.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), nl=False)
         return
 
-    from genworker.cli.runs import run_training
+    from genworker.cli.live import run_training
 
     bundle_url = run_training(resolved, out, title=f"train {resolved.family.name}")
     click.echo(f"bundle: {bundle_url}")

@@ -1,0 +1,131 @@
+"""Which metrics of a run are drawn together, and what a reader should know about them.
+
+In: the names of the metrics that a run reports. Out: `Panel`s in the order of a page; a metric that no entry of the table
+names gets a panel of its own, so that nothing is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+Kind = Literal["lines", "shares", "latents"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing.
+
+    Attributes:
+        section: heading that it stands under.
+        title: over the drawing.
+        patterns: shell patterns of the metrics' names.
+        note: a sentence below the drawing.
+        kind: ``lines``, ``shares`` (stacked, of 1) or ``latents`` (one number per latent, as colours).
+        log: whether values are drawn on a logarithmic axis, where all are above 0.
+        limits: of the vertical axis, or None.
+        metrics: the names that the run has, filled in by `panels_for`.
+    """
+
+    section: str
+    title: str
+    patterns: tuple[str, ...]
+    note: str = ""
+    kind: Kind = "lines"
+    log: bool = False
+    limits: tuple[float, float] | None = None
+    metrics: tuple[str, ...] = ()
+
+
+LOSSES, MODEL, SPEED, STEPS, OTHER = "Losses", "Health of the model", "Speed", "Steps that went wrong", "Other"
+
+PANELS: tuple[Panel, ...] = (
+    Panel(
+        LOSSES,
+        "Adversarial losses",
+        ("discriminator.adversarial", "generator.adversarial", "generator.loss"),
+        "Of both players. They need not fall; one that runs away while the other goes to 0 has won.",
+    ),
+    Panel(
+        LOSSES,
+        "Negative ELBO and reconstruction",
+        ("elbo.negative_elbo", "elbo.nll"),
+        "Nats per image, without KL warm-up and free bits; lower is better.",
+    ),
+    Panel(LOSSES, "KL term", ("elbo.kl",), "Nats per image that the posterior tells about an image."),
+    Panel(LOSSES, "Minimised losses", ("discriminator.loss", "elbo.loss", "second_stage.loss"), "With all penalties."),
+    Panel(
+        MODEL,
+        "Signs of the scores",
+        ("*.real_sign", "*.pair_sign", "*.fake_sign"),
+        "Mean sign of the scores of real images (real_sign) and of real minus generated ones (pair_sign): at 1 the "
+        "discriminator is always right, at 0 it cannot tell.",
+        limits=(-1.05, 1.05),
+    ),
+    Panel(
+        MODEL,
+        "Gradient penalties",
+        ("*.r1", "*.r2", "*.gradient_penalty"),
+        "Squared gradient norm of the discriminator at real (r1) and generated images (r2), before their weight.",
+        log=True,
+    ),
+    Panel(
+        MODEL,
+        "Training images beside held-out ones",
+        ("*.held_out_gap", "elbo_gap"),
+        "How much better training images score than images that are never trained on; growth is memorising.",
+    ),
+    Panel(
+        MODEL,
+        "ELBO, trained on and held out",
+        ("elbo_train", "elbo_held_out"),
+        "Nats per image, higher is better.",
+    ),
+    Panel(MODEL, "Active units", ("active_units*",), "Latents that tell something about an image."),
+    Panel(
+        MODEL,
+        "KL per latent",
+        ("*kl_per_latent",),
+        "Nats, one row per latent; a dark row is a latent that the model does not use.",
+        kind="latents",
+    ),
+    Panel(MODEL, "Standard deviation of pixels", ("*.sigma",), "Of the calibrated likelihood, in units of [-1, 1]."),
+    Panel(
+        MODEL,
+        "Gradient norms",
+        ("*.grad_norm",),
+        "Of the global batch, before clipping.",
+        log=True,
+    ),
+    Panel(SPEED, "Images per second", ("images_per_second",), "Over all workers."),
+    Panel(
+        SPEED,
+        "Where the time goes",
+        ("forward_share", "backward_share", "all_reduce_share", "optimizer_share", "data_wait_share", "share.*"),
+        "Shares of a report's time. On a GPU, where work is queued, only data_wait_share and the sum tell something.",
+        kind="shares",
+    ),
+    Panel(
+        STEPS,
+        "Steps that went wrong",
+        ("nonfinite_steps", "skipped_steps", "rollbacks", "corrupt_images"),
+        "Counts since the run began.",
+    ),
+)
+_NOT_DRAWN = {"images_seen", "seconds"}
+
+
+def panels_for(names: Iterable[str]) -> list[Panel]:
+    """The panels of a run that reports ``names``, those of the table first."""
+    left = [name for name in names if name not in _NOT_DRAWN]
+    panels = []
+    for panel in PANELS:
+        matched = [
+            name for pattern in panel.patterns for name in left if fnmatchcase(name, pattern)
+        ]  # in the order of the patterns
+        if matched:
+            left = [name for name in left if name not in matched]
+            panels.append(replace(panel, metrics=tuple(dict.fromkeys(matched))))
+    return panels + [Panel(OTHER, name, (name,), metrics=(name,)) for name in sorted(left)]
