@@ -12,6 +12,8 @@ from genworker.errors import UsageError
 from genworker.registry import lookup
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from genworker.metrics.base import Better, Metric
 
 METRICS: dict[str, str] = {
@@ -51,3 +53,25 @@ def of_number(number: str) -> str:
 def higher_is_better(number: str) -> bool:
     """Whether high values of ``number`` (as `numbers` names it) are better; raises UsageError for an unknown one."""
     return get(of_number(number)).numbers[number] == "high"
+
+
+def choose(names: Sequence[str] | None, also: Sequence[str] = (), *, classes: bool, labels: bool) -> list[str]:
+    """The metrics to compute, in the order of the table.
+
+    Args:
+        names: what the user asked for; None takes all that apply and are not costly.
+        also: besides those.
+        classes: whether the real images have classes.
+        labels: whether the generated ones have labels.
+
+    Raises:
+        UsageError: a name is unknown, or needs classes or labels that are not there.
+    """
+    there: set[str] = {need for need, is_there in (("classes", classes), ("labels", labels)) if is_there}
+    for name in (*(names or ()), *also):
+        if missing := get(name).needs - there:
+            why = "the data has no classes" if "classes" in missing else "the generator is not conditional"
+            raise UsageError(f"metric {name!r} needs {' and '.join(sorted(missing))}: {why}; leave it out")
+    usual = [name for name in METRICS if get(name).needs <= there and not get(name).costly]
+    wanted = {*(usual if names is None else names), *also}
+    return [name for name in METRICS if name in wanted]

@@ -31,6 +31,7 @@ class ClassifierConfig(Spec):
     """How a classifier is trained."""
 
     images: Annotated[int, Field(ge=1)] = Field(120_000, description="seen in training in all")
+    max_epochs: Annotated[int, Field(ge=1)] = Field(8, description="fewer images are not seen more often than this")
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = Field(3e-3, description="highest learning rate of one rise and fall")
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
@@ -85,7 +86,7 @@ def train_classifier(read: Read, length: int, schema: ImageSchema, config: Class
             f"classifier: {length} images of {schema.num_classes} classes; it is trained on labelled images, two at least"
         )
     batch_size = min(config.batch_size, length)
-    steps = max(1, config.images // batch_size)
+    steps = max(1, min(config.images, config.max_epochs * length) // batch_size)
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = SmallConvNet(schema)

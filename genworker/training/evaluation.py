@@ -20,7 +20,7 @@ from torch import nn
 from genworker import families, metrics
 from genworker.bundle import Bundle, Lineage
 from genworker.errors import CheckpointError, UsageError
-from genworker.metrics.base import Metric, Need
+from genworker.metrics.base import Metric
 from genworker.metrics.cards import Card, Score
 from genworker.metrics.classifier import ClassifierConfig
 from genworker.metrics.extractor import Extractor
@@ -115,7 +115,7 @@ def evaluate(
             "data that it was trained on"
         )
     labelled = bool(bundle.info.family.conditional and schema.num_classes)
-    chosen = _choose(names, also, classes=bool(real.schema.num_classes), labels=labelled)
+    chosen = metrics.choose(names, also, classes=bool(real.schema.num_classes), labels=labelled)
     extractor = get_extractor(real, cache, config)
     beside = real.train.some(num_samples)
     pairs = {"generated": _new(chosen, real), "floor": _new(chosen, real)}
@@ -231,25 +231,6 @@ def keep_if_best(spec: TrainSpec, url: str, key: str) -> bool:
     schema = real_images(spec.data, spec.training.holdout_share, spec.evaluation.split).schema
     averaged(store, key, spec, schema)[0].save(store, BEST_PREFIX)
     return True
-
-
-def _choose(names: Sequence[str] | None, also: Sequence[str], *, classes: bool, labels: bool) -> list[str]:
-    """The metrics to compute, in the order of the table; raises UsageError for one that cannot be."""
-    there: set[Need] = set()
-    if classes:
-        there.add("classes")
-    if labels:
-        there.add("labels")
-    for name in (*(names or ()), *also):
-        if missing := metrics.get(name).needs - there:
-            raise UsageError(
-                f"metric {name!r} needs {' and '.join(sorted(missing))}: "
-                + ("the data has no classes" if "classes" in missing else "the generator is not conditional")
-                + "; leave it out"
-            )
-    usual = [name for name in metrics.names() if metrics.get(name).needs <= there and not metrics.get(name).costly]
-    wanted = {*(usual if names is None else names), *also}
-    return [name for name in metrics.names() if name in wanted]
 
 
 def _new(names: Iterable[str], real: RealImages) -> dict[str, Metric]:

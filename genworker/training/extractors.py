@@ -13,7 +13,6 @@ from genworker.stores.base import Store
 from genworker.training.reference import RealImages
 
 EXTRACTOR_PREFIX = "evaluation/"
-_MAX_EPOCHS = 8  # small data is not worth the full length
 
 
 def get_extractor(real: RealImages, cache: Store | None, config: ClassifierConfig | None = None) -> Extractor:
@@ -22,7 +21,6 @@ def get_extractor(real: RealImages, cache: Store | None, config: ClassifierConfi
     Of several that are made at once, the one that is stored first is everybody's.
     """
     config = config or ClassifierConfig()
-    config = config.model_copy(update={"images": min(config.images, _MAX_EPOCHS * len(real.train))})
     labelled = bool(real.schema.num_classes)
     identity = digest_of([real.train.digest(), config.model_dump(mode="json") if labelled else config.seed])
     key = f"{EXTRACTOR_PREFIX}extractor-{identity[:16]}.safetensors"
