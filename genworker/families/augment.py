@@ -9,6 +9,7 @@ adversarial networks with limited data", NeurIPS 2020, arXiv:2006.06676), or by 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -130,7 +131,8 @@ class _Draw:
 
     def normal(self, column: int) -> Tensor:
         """Standard normal, [N]."""
-        return torch.special.ndtri(self._uniform[:, column] + 2.0**-25)
+        value: Tensor = torch.special.ndtri(self._uniform[:, column] + 2.0**-25)
+        return value
 
     def gated(self, column: int, value: Tensor, neutral: float, p: Tensor | None = None) -> Tensor:
         """``value`` with probability p, by the uniform number of ``column``, else ``neutral``."""
@@ -244,22 +246,22 @@ def cut_out(images: Tensor, draw: _Draw) -> Tensor:
     return images * (~hole)[:, None]
 
 
-def _rows(a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, f: Tensor) -> Tensor:
-    """Matrices [N, 3, 3] with rows (a, b, c), (d, e, f), (0, 0, 1)."""
-    zero, one = torch.zeros_like(a), torch.ones_like(a)
-    return torch.stack([a, b, c, d, e, f, zero, zero, one], dim=1).view(-1, 3, 3)
+def _rows(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Matrices [N, 3, 3] of two rows of three [N] each, and (0, 0, 1)."""
+    zero, one = torch.zeros_like(first[0]), torch.ones_like(first[0])
+    return torch.stack([*first, *second, zero, zero, one], dim=1).view(-1, 3, 3)
 
 
 def _scaling(x: Tensor, y: Tensor) -> Tensor:
     zero = torch.zeros_like(x)
-    return _rows(x, zero, zero, zero, y, zero)
+    return _rows((x, zero, zero), (zero, y, zero))
 
 
 def _turning(cosine: Tensor, sine: Tensor) -> Tensor:
     zero = torch.zeros_like(cosine)
-    return _rows(cosine, sine, zero, -sine, cosine, zero)
+    return _rows((cosine, sine, zero), (-sine, cosine, zero))
 
 
 def _shifting(x: Tensor, y: Tensor) -> Tensor:
     zero, one = torch.zeros_like(x), torch.ones_like(x)
-    return _rows(one, zero, -x, zero, one, -y)
+    return _rows((one, zero, -x), (zero, one, -y))

@@ -114,23 +114,27 @@ class Grid:
         return self.height * self.scale, self.width * self.scale
 
 
-class _Stage(nn.Sequential):
+class _Stage(nn.Module):
     """Layers that share a resolution; in float32 whatever the precision around them, where that is asked for."""
 
     def __init__(self, *layers: nn.Module, float32: bool) -> None:
-        super().__init__(*layers)
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
         self.float32 = float32
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers in turn."""
-        if not self.float32:
-            out: Tensor = super().forward(x)
-            return out
-        with torch.autocast(x.device.type, enabled=False):
+        if self.float32:
             # Weights are float32 in training; a served network may be of bfloat16 as a whole.
             weight = next(self.parameters(), None)
-            out = super().forward(x if weight is None else x.to(weight.dtype))
-            return out
+            with torch.autocast(x.device.type, enabled=False):
+                return self._apply_layers(x if weight is None else x.to(weight.dtype))
+        return self._apply_layers(x)
+
+    def _apply_layers(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 def _blocks(channels: int, count: int, config: StackConfig) -> list[nn.Module]:

@@ -146,6 +146,7 @@ class R3GAN:
 
     def examine(self, networks: Networks, train: Batch, held_out: Batch | None, ctx: StepContext) -> Measures:
         """How much higher the discriminator scores its training images than images it never saw."""
+        del ctx
         if held_out is None:
             return {}
         discriminator, pac = networks["discriminator"], self.config.pac
