@@ -21,7 +21,7 @@ LikelihoodName = Literal["bernoulli", "gaussian", "logistic_mixture"]
 GlobalMean = Callable[[Tensor], Tensor]
 
 _HALF_LEVEL = 1.0 / 255.0  # half the distance of two neighbouring pixel values in [-1, 1]
-_MIN_LOG_SCALE = -7.0
+_LOG_SCALE_RANGE = (-7.0, 7.0)  # of the logistics: from a fraction of a pixel value to flat
 _SIGMA_SPEED = 10.0  # Adam moves a parameter by about the learning rate per step; the log of sigma has further to go
 
 
@@ -130,7 +130,7 @@ class LogisticMixturePixels(PixelLikelihood):
         return (
             F.log_softmax(weights[:, 0], dim=1),
             means,
-            log_scales.clamp(min=_MIN_LOG_SCALE),
+            log_scales.clamp(*_LOG_SCALE_RANGE),
             list(torch.tanh(coefficients).unbind(1)),
         )
 

@@ -29,13 +29,23 @@ from genworker.families.base import (
 )
 from genworker.families.likelihoods import BernoulliPixels, GaussianPixels, LogisticMixturePixels, PixelLikelihood
 from genworker.families.priors import FlowPrior, StandardPrior, VampPrior, gaussian_kl
-from genworker.families.vae_bound import binarised, decoder_of, draw, encoder_of, log_likelihood, top_prior
+from genworker.families.vae_bound import (
+    binarised,
+    decoder_of,
+    draw,
+    encoder_of,
+    information_share,
+    log_likelihood,
+    top_prior,
+)
 from genworker.families.vae_config import VAEConfig
 from genworker.families.vae_networks import VAEDecoder, VAEEncoder, VAESampler
 from genworker.schema import ImageSchema
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016: a latent is in use when Var_x(E[q(z|x)]) exceeds this
 MIN_ACTIVE_SHARE = 0.125  # of all latents; fewer in use is a collapse
+MIN_INFORMATION_SHARE = 0.9
+_WARM = 0.2  # share of the run after which latents that an image needs are in use
 _SECOND_STAGE_CLIP_NORM = 100.0
 _NOISE, _PIXELS = 0, 1  # streams of random numbers
 
@@ -122,7 +132,8 @@ class VAE:
         """Measure collapse and overfitting.
 
         Returns:
-            ``active_units`` (of all levels) and ``kl_per_latent`` (nats) on ``train``; ``elbo_train``, and with held-out images
+            ``active_units`` (of all levels), ``kl_per_latent`` (nats) and ``information_share`` (see
+            `genworker.families.vae_bound.information_share`) on ``train``; ``elbo_train``, and with held-out images
             ``elbo_held_out`` and ``elbo_gap``, their difference: nats per image by which training images fit better.
         """
         measures: Measures = {"elbo_train": float(self._elbo(networks, train, ctx))}
@@ -150,21 +161,32 @@ class VAE:
             kl = torch.cat([kl, lower])
             measures["active_units_top"] = float(active[: dims[0]].sum())
         measures["active_units"] = float(active.sum())
+        measures["information_share"] = information_share(mean, logvar, ctx.noise(_NOISE, mean.shape[1])[: len(mean)])
         measures["kl_per_latent"] = [float(value) for value in kl]
         return measures
 
     def bands(self) -> tuple[Band, ...]:
         """Collapse is an alarm; a bound that is no number goes back to the last good checkpoint."""
         dim = self.config.latent_dim
+        advice = (
+            "lower family.beta to 1, raise family.kl_warmup or family.free_bits, or take a smaller family.latent_dim"
+        )
         return (
             Band(
                 "active_units",
                 low=max(1.0, math.ceil(MIN_ACTIVE_SHARE * dim)),
                 high=None,
                 meaning=f"the posterior has collapsed: so few of the {dim} latents still tell anything about an image, and the "
-                "decoder ignores the others; lower family.beta to 1, raise family.kl_warmup or family.free_bits, or take "
-                "a smaller family.latent_dim",
-                from_progress=0.1,
+                f"decoder ignores the others; {advice}",
+                from_progress=_WARM,
+            ),
+            # Free bits keep every latent a little active, so that the count alone does not show every collapse.
+            Band(
+                "information_share",
+                low=MIN_INFORMATION_SHARE,
+                high=None,
+                meaning=f"the posterior has collapsed: an image's latents do not single it out among others; {advice}",
+                from_progress=_WARM,
             ),
             Band(
                 "elbo.negative_elbo",

@@ -77,7 +77,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "decoder": _SMALL_STACK,
             "lr": {"start": 2e-3, "end": 1e-5},
         },
-        "training": {"images": 1_500_000, "batch_size": 128},
+        "training": {"images": 800_000, "batch_size": 128},
     },
 }
 _SLICE = 100  # images that share one call
@@ -90,7 +90,7 @@ def spec_of(name: str, images: int | None) -> TrainSpec:
     values = {
         "data": {"name": "fashion-mnist"},
         "family": _BINARY | config["family"],
-        "training": {"holdout_share": 0.0, "report_every_images": 60_000, "checkpoint_every_images": 300_000}
+        "training": {"holdout_share": 0.0, "report_every_images": 60_000, "checkpoint_every_images": 180_000}
         | config["training"]
         | {"precision": "float32", "callbacks": []},
         "evaluation": {"num_samples": 0},

@@ -1,4 +1,4 @@
-"""Two and three workers compute the gradient that one worker computes, for every family and loss, in a real process group.
+"""Two, three and four workers compute the gradient of one, for every family and loss, in a real process group.
 
 Run as a program, this file is one of the workers: it writes the gradients of every case, which the tests then compare.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-WORLD_SIZES = (2, 3)
+WORLD_SIZES = (2, 3, 4)
 TOLERANCE = 1e-5  # relative, in the Euclidean norm of each network's gradient; float32 sums in another order
 
 
@@ -40,11 +40,14 @@ class Case(NamedTuple):
     family: str
     batch_size: int
     values: dict[str, Any]
+    micro_batch_size: int | None = None
 
 
 CASES = {
     **{f"r3gan-{loss}": Case("r3gan", 7, {"loss": loss}) for loss in LOSSES},
     "r3gan-even": Case("r3gan", 6, {}),
+    "r3gan-whole": Case("r3gan", 8, {}),
+    "r3gan-accumulated": Case("r3gan", 8, {}, micro_batch_size=4),
     "r3gan-r1-only": Case("r3gan", 7, {"r2": False}),
     "r3gan-r2-only": Case("r3gan", 7, {"r1": False}),
     "r3gan-unconditional": Case("r3gan", 7, {"conditional": False}),
@@ -61,6 +64,25 @@ CASES = {
     "vae-free-bits-none": Case("vae", 7, {"prior": "standard", "free_bits": 0.0}),
     "vae-free-bits-some": Case("vae", 7, {"prior": "standard", "free_bits": 0.35}),
     "vae-free-bits-all": Case("vae", 7, {"prior": "standard", "free_bits": 1e6}),
+    "vae-binarised": Case("vae", 7, {"likelihood": "bernoulli", "binarise": True}),
+    "vae-mlp": Case("vae", 7, {"network": "mlp", "mlp_width": 12}),
+    "vae-logistic-mixture": Case("vae", 7, {"likelihood": "logistic_mixture", "mixture_components": 3}),
+    "vae-vampprior": Case("vae", 7, {"prior": "vampprior", "num_pseudo_inputs": 12}),
+    "vae-vampprior-unconditional": Case("vae", 7, {"prior": "vampprior", "num_pseudo_inputs": 4, "conditional": False}),
+    "vae-no-second-stage": Case("vae", 7, {"prior": "standard", "second_stage": False}),
+    "vae-second-stage-on-flow": Case("vae", 7, {"second_stage": True}),
+    "vae-two-levels": Case("vae", 7, {"levels": 2}),
+    "vae-two-levels-vampprior": Case("vae", 7, {"levels": 2, "prior": "vampprior", "num_pseudo_inputs": 12}),
+    "vae-two-levels-mlp-free-bits": Case(
+        "vae", 7, {"levels": 2, "prior": "standard", "network": "mlp", "mlp_width": 12, "free_bits": 0.35}
+    ),
+    "vae-iwae": Case("vae", 7, {"objective": "iwae", "iwae_samples": 3}),
+    "vae-iwae-two-levels-binarised": Case(
+        "vae",
+        7,
+        {"objective": "iwae", "iwae_samples": 3, "levels": 2, "likelihood": "bernoulli", "binarise": True},
+    ),
+    "vae-skip-norm": Case("vae", 7, {"skip_norm": 1e9}),
 }
 
 
@@ -72,14 +94,23 @@ def gradients(case: Case, rank: int, world_size: int) -> dict[str, Tensor]:
         case.family,
         family={"lr": {"start": 0.0, "end": 0.0}} | own | case.values,
         batch_size=case.batch_size,
+        micro_batch_size=case.micro_batch_size,
         images=case.batch_size,
     )
     trainer = Trainer(spec, models.shipped_source(), rank, world_size, torch.device("cpu"))
     models.shake(trainer.networks, scale=0.05)
     with Loader(
-        models.shipped_source(), batch_size=case.batch_size, seed=0, rank=rank, world_size=world_size, prefetch=0
+        models.shipped_source(),
+        batch_size=case.micro_batch_size or case.batch_size,
+        seed=0,
+        rank=rank,
+        world_size=world_size,
+        unit=spec.family.unit,
+        prefetch=0,
     ) as loader:
-        trainer.step(next(loader), Meter())
+        trainer.step(
+            [next(loader) for _ in range(case.batch_size // (case.micro_batch_size or case.batch_size))], Meter()
+        )
     return {
         name: parameter.grad.clone()
         for name, parameter in trainer.networks.named_parameters()
@@ -110,6 +141,12 @@ def work(rank: int, folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the gradients of every case, worker and group size."""
     folder = tmp_path_factory.mktemp("gradients")
+    compute(folder)
+    return folder
+
+
+def compute(folder: Path) -> None:
+    """Write the gradients of every case, worker and group size below ``folder``, by as many processes as the largest has."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     workers = [
         subprocess.Popen(
@@ -119,13 +156,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     try:
         for worker in workers:
-            _, errors = worker.communicate(timeout=240)
+            _, errors = worker.communicate(timeout=600)
             assert worker.returncode == 0, errors[-4000:]
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
-    return folder
 
 
 def load(folder: Path, name: str, world_size: int, rank: int = 0) -> dict[str, Tensor]:
@@ -176,8 +212,16 @@ def test_all_workers_hold_the_same_gradient(folder: Path, name: str, world_size:
         assert all(torch.equal(first[key], other[key]) for key in first)
 
 
+@pytest.mark.parametrize("world_size", [1, *WORLD_SIZES])
+def test_accumulated_gradients_are_those_of_the_whole_batch(folder: Path, world_size: int) -> None:
+    """Two micro-batches give the gradient of the batch that they are halves of, where the loss is a mean over images."""
+    assert (
+        relative_difference(load(folder, "r3gan-accumulated", world_size), load(folder, "r3gan-whole", 1)) < TOLERANCE
+    )
+
+
 def test_the_batch_of_these_tests_is_shared_unevenly() -> None:
-    """Seven images on two and three workers are what makes a wrong mean visible."""
+    """Seven images on two to four workers are what makes a wrong mean visible."""
     for world_size in WORLD_SIZES:
         parts = [rank_slice(7, rank, world_size) for rank in range(world_size)]
         assert len({part.stop - part.start for part in parts}) == 2
@@ -191,7 +235,9 @@ def test_the_batch_of_these_tests_is_shared_unevenly() -> None:
         *itertools.combinations(["vae-free-bits-none", "vae-free-bits-some", "vae-free-bits-all"], 2),
         ("vae-flow", "vae-flow-free-bits"),
         ("vae-flow", "vae-clipped"),
-        ("vae-bernoulli", "vae-min-sigma"),
+        ("vae-flow", "vae-min-sigma"),
+        ("vae-bernoulli", "vae-binarised"),
+        ("vae-flow", "vae-iwae"),
     ],
 )
 def test_the_cases_differ(folder: Path, left: str, right: str) -> None:
