@@ -25,7 +25,7 @@ _SHOWN_METRICS = {
     "discriminator.r2": "R2",
     "elbo.negative_elbo": "-ELBO",
     "elbo.kl": "KL",
-    "elbo.active_units": "active",
+    "active_units": "active",
 }
 
 

@@ -28,24 +28,20 @@ from genworker.families.base import (
     StepContext,
 )
 from genworker.families.likelihoods import BernoulliPixels, GaussianPixels, LogisticMixturePixels, PixelLikelihood
-from genworker.families.priors import FlowPrior, StandardPrior, VampPrior, gaussian_kl
+from genworker.families.priors import FlowPrior, StandardPrior, VampPrior
 from genworker.families.vae_bound import (
     binarised,
     decoder_of,
     draw,
     encoder_of,
-    information_share,
     log_likelihood,
     top_prior,
 )
 from genworker.families.vae_config import VAEConfig
+from genworker.families.vae_health import collapse_bands, posterior_measures
 from genworker.families.vae_networks import VAEDecoder, VAEEncoder, VAESampler
 from genworker.schema import ImageSchema
 
-ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016: a latent is in use when Var_x(E[q(z|x)]) exceeds this
-MIN_ACTIVE_SHARE = 0.125  # of all latents; fewer in use is a collapse
-MIN_INFORMATION_SHARE = 0.9
-_WARM = 0.2  # share of the run after which latents that an image needs are in use
 _SECOND_STAGE_CLIP_NORM = 100.0
 _NOISE, _PIXELS = 0, 1  # streams of random numbers
 
@@ -132,9 +128,8 @@ class VAE:
         """Measure collapse and overfitting.
 
         Returns:
-            ``active_units`` (of all levels), ``kl_per_latent`` (nats) and ``information_share`` (see
-            `genworker.families.vae_bound.information_share`) on ``train``; ``elbo_train``, and with held-out images
-            ``elbo_held_out`` and ``elbo_gap``, their difference: nats per image by which training images fit better.
+            ``elbo_train``, and with held-out images ``elbo_held_out`` and ``elbo_gap``, their difference: nats per image by
+            which training images fit better; and `genworker.families.vae_health.posterior_measures` on ``train``.
         """
         measures: Measures = {"elbo_train": float(self._elbo(networks, train, ctx))}
         if held_out is not None:
@@ -142,61 +137,12 @@ class VAE:
             measures["elbo_held_out"] = held_out_elbo
             measures["elbo_gap"] = float(measures["elbo_train"]) - held_out_elbo  # type: ignore[arg-type]
         images, labels = self._observed(train, ctx), self._labels(train)
-        encoder, dims = encoder_of(networks), self.config.level_dims
-        mean, logvar = encoder(images, labels)
-        spread = mean.var(0, correction=0)
-        in_all = spread + logvar.exp().mean(0)  # variance of the aggregate posterior
-        # Only N(0, I) fixes the scale of the latents; under a learned prior the threshold is relative to theirs.
-        scale = torch.ones_like(in_all) if self.config.prior == "standard" else in_all
-        if len(dims) == 2:
-            prior_mean, prior_logvar = decoder_of(networks).lower_prior(mean[:, : dims[0]], labels)
-            scale[dims[0] :] = in_all[dims[0] :]
-            lower = gaussian_kl(mean[:, dims[0] :], logvar[:, dims[0] :], prior_mean, prior_logvar).mean(0)
-        active = spread > ACTIVE_UNIT_VARIANCE * scale
-        if self.config.prior == "standard":
-            kl = gaussian_kl(mean, logvar)[:, : dims[0]].mean(0)
-        else:  # from the normal distribution of the aggregate posterior's moments, because the prior has no single latent
-            kl = gaussian_kl(mean, logvar, mean.mean(0), in_all.log())[:, : dims[0]].mean(0)
-        if len(dims) == 2:
-            kl = torch.cat([kl, lower])
-            measures["active_units_top"] = float(active[: dims[0]].sum())
-        measures["active_units"] = float(active.sum())
-        measures["information_share"] = information_share(mean, logvar, ctx.noise(_NOISE, mean.shape[1])[: len(mean)])
-        measures["kl_per_latent"] = [float(value) for value in kl]
-        return measures
+        noise = ctx.noise(_NOISE, self.config.latent_dim)[: len(images)]
+        return measures | posterior_measures(networks, images, labels, noise)
 
     def bands(self) -> tuple[Band, ...]:
         """Collapse is an alarm; a bound that is no number goes back to the last good checkpoint."""
-        dim = self.config.latent_dim
-        advice = (
-            "lower family.beta to 1, raise family.kl_warmup or family.free_bits, or take a smaller family.latent_dim"
-        )
-        return (
-            Band(
-                "active_units",
-                low=max(1.0, math.ceil(MIN_ACTIVE_SHARE * dim)),
-                high=None,
-                meaning=f"the posterior has collapsed: so few of the {dim} latents still tell anything about an image, and the "
-                f"decoder ignores the others; {advice}",
-                from_progress=_WARM,
-            ),
-            # Free bits keep every latent a little active, so that the count alone does not show every collapse.
-            Band(
-                "information_share",
-                low=MIN_INFORMATION_SHARE,
-                high=None,
-                meaning=f"the posterior has collapsed: an image's latents do not single it out among others; {advice}",
-                from_progress=_WARM,
-            ),
-            Band(
-                "elbo.negative_elbo",
-                low=None,
-                high=None,
-                meaning="the bound is not a finite number; lower family.lr or set training.precision float32",
-                action="rollback",
-                from_progress=0.0,
-            ),
-        )
+        return collapse_bands(self.config.latent_dim)
 
     def _likelihood(self) -> PixelLikelihood:
         config, channels = self.config, self.schema.channels

@@ -127,29 +127,6 @@ def binarised(images: Tensor, uniform: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def information_share(mean: Tensor, logvar: Tensor, noise: Tensor) -> float:
-    """How well latents single out the image that they were drawn for among N images, in [0, 1].
-
-    The mutual information of image and latents on these images (Hoffman & Johnson, "ELBO surgery", 2016) over its largest
-    value, log N. No prior enters, so it compares models of any prior, and free bits do not hide a collapse from it.
-
-    Args:
-        mean: of q(z | x), float32 [N, D].
-        logvar: its log variance, float32 [N, D].
-        noise: standard normal float32 [N, D].
-    """
-    mean, logvar = mean.double(), logvar.double()
-    z = mean + torch.exp(0.5 * logvar) * noise.double()
-    precision = torch.exp(-logvar)
-    constant = (mean.square() * precision + logvar).sum(1)
-    log_q = -0.5 * (
-        z.square() @ precision.T - 2.0 * z @ (mean * precision).T + constant
-    )  # [draw, image] up to a constant
-    share = 1.0 + torch.log_softmax(log_q, 1).diagonal().mean() / math.log(max(2, len(mean)))
-    return float(share.clamp(0.0, 1.0))
-
-
-@torch.no_grad()
 def log_likelihood(
     networks: Networks,
     images: Tensor,

@@ -9,8 +9,8 @@ import torch
 
 from genworker.families.base import Batch
 from genworker.families.vae import VAE
-from genworker.families.vae_bound import information_share
 from genworker.families.vae_config import VAEConfig
+from genworker.families.vae_health import information_share
 from genworker.sampling.latents import normals, uniforms
 from genworker.training.examine import Examiner
 from genworker.training.loader import Loader
