@@ -123,6 +123,7 @@ class Phase:
         eps: Adam's epsilon.
         clip_norm: the gradient of the global batch is scaled down to this norm, or None.
         skip_norm: a step whose gradient has a larger norm is skipped and counted (Child 2021, "VDVAE"), or None.
+        lr_scale: factor on the family's learning rate.
         every: the phase runs in every so many-th training step; WGAN-GP moves its generator in every fifth.
     """
 
@@ -134,6 +135,7 @@ class Phase:
     eps: float = 1e-8
     clip_norm: float | None = None
     skip_norm: float | None = None
+    lr_scale: float = 1.0
     every: int = 1
 
 

@@ -42,6 +42,69 @@ def held_out_gap(seen: Tensor, unseen: Tensor) -> float:
 
 
 def bands(config: R3GANConfig) -> tuple[Band, ...]:
-    """What the watchdog expects of a run of ``config``."""
-    del config
-    return ()
+    """What the watchdog expects of a run of ``config``.
+
+    The limits lie between what healthy runs on Fashion-MNIST showed (pair_sign up to 0.985, penalty_balance within 0.1,
+    held_out_gap below 0.2) and what lost ones did; a spec's ``watchdog.bands`` replaces them.
+    """
+    expected = [
+        Band(
+            "discriminator.pair_sign",
+            0.0,
+            0.99,
+            "above, the discriminator tells every pair of a real and a generated image apart and the generator learns little: "
+            "lower family.lr or family.discriminator_lr_scale, raise family.gamma, or widen the generator; below, it cannot "
+            "tell them at all: lower family.gamma or widen the discriminator",
+        ),
+        Band(
+            "discriminator.real_sign",
+            -0.5,
+            0.98,
+            "above, the discriminator is sure of every training image: bring more data, or switch family.augment on",
+        ),
+        Band(
+            "discriminator.held_out_gap",
+            None,
+            0.6,
+            "the discriminator scores its training images above images that it never saw, by so many standard deviations: it "
+            "learns them by heart; bring more data, or switch family.augment on",
+        ),
+        Band(
+            "generator.grad_norm",
+            1e-5,
+            None,
+            "the generator gets no gradient any more: the discriminator has become constant where images are generated; lower "
+            "family.gamma, or begin again with a lower family.lr",
+        ),
+    ]
+    if config.r1 or config.r2:
+        expected.append(
+            Band(
+                "discriminator.penalty_balance",
+                -0.75,
+                0.75,
+                "log2 of the discriminator's gradient norm at generated over that at real images is far from 0: it is steep "
+                "on one side only; switch both family.r1 and family.r2 on, or raise family.gamma",
+            )
+        )
+    if config.gp is not None:
+        expected.append(
+            Band(
+                "discriminator.gradient_norm",
+                0.3,
+                3.0,
+                "a Wasserstein critic's gradient between real and generated images has norm 1, so the scores are no distances: "
+                "raise family.gp or family.discriminator_steps, or lower family.lr",
+            )
+        )
+    if config.augment is not None and config.augment.schedule is None:
+        expected.append(
+            Band(
+                "discriminator.augment_p",
+                None,
+                0.99 * config.augment.p_max,
+                "augmentation is as strong as family.augment.p_max lets it be and the discriminator still knows its training "
+                "images: bring more data, or stop training earlier",
+            )
+        )
+    return tuple(expected)

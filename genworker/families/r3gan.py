@@ -63,9 +63,9 @@ class R3GAN:
         """One discriminator step, then one generator step with fresh latents."""
         beta1, beta2 = self.config.beta1, self.config.beta2
         judges = ("discriminator",) if self.config.augment is None else ("discriminator", "augment")
-        every = self.config.discriminator_steps
+        scale, every = self.config.discriminator_lr_scale, self.config.discriminator_steps
         return (
-            Phase("discriminator", judges, self._discriminator_loss, beta1=beta1, beta2=beta2),
+            Phase("discriminator", judges, self._discriminator_loss, beta1=beta1, beta2=beta2, lr_scale=scale),
             Phase("generator", ("generator",), self._generator_loss, beta1=beta1, beta2=beta2, every=every),
         )
 

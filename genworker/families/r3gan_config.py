@@ -39,6 +39,9 @@ class R3GANConfig(FamilyConfig):
         1, description="images that the discriminator judges together, against mode collapse (PacGAN); 2 is usual"
     )
     augment: AugmentConfig | None = Field(None, description="augment what the discriminator sees, for small data sets")
+    discriminator_lr_scale: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="factor on lr for the discriminator (two time-scale rule, Heusel et al. 2017)"
+    )
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beta2: Cosine = Cosine(start=0.9, end=0.99)
 

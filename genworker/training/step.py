@@ -206,7 +206,7 @@ class Trainer:
         if phase.clip_norm is not None and norm > phase.clip_norm:
             self._flat_gradient.mul_(phase.clip_norm / norm)
         progress = self._context.progress
-        scale = self.spec.watchdog.rollback_lr_scale**counters.rollbacks
+        scale = phase.lr_scale * self.spec.watchdog.rollback_lr_scale**counters.rollbacks
         for group in self.optimizers[phase.name].param_groups:
             group["lr"] = self.spec.family.lr.at(progress) * scale
             group["betas"] = (phase.beta1, phase.beta2.at(progress))

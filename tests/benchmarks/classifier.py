@@ -59,7 +59,7 @@ def read_images(split: str) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def batched(function: nn.Module, images: Tensor, size: int = 500) -> Tensor:
     """Apply a function to images in pieces."""
-    return torch.cat([function(part) for part in images.split(size)])
+    return torch.cat([function(images[start : start + size]) for start in range(0, len(images), size)])
 
 
 def classifier(folder: Path) -> tuple[Classifier, float]:
