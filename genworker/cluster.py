@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,10 +37,14 @@ def connect() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):
         _join()
     else:
         _start()
+    if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
+        # Ray puts handlers of its own in their place, which end the process before anything is saved.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

@@ -79,11 +79,11 @@ class _Follower:
         self._shown: Metrics = {}
         self._num_told = 0
 
-    def follow(self, fit: threading.Thread) -> None:
-        """Show news until ``fit`` has ended."""
+    def follow(self, ended: threading.Event) -> None:
+        """Show news until ``ended`` is set."""
         running = True
         while running:
-            running = fit.is_alive()  # read once more after the end
+            running = not ended.is_set()  # read once more after the end
             standing: Standing = ray.get(self._board.read.remote())
             for text in standing.events[self._num_told :]:
                 self._on_event(text)
@@ -92,19 +92,25 @@ class _Follower:
                 self._shown = standing.metrics
                 self._on_progress(standing.metrics)
             self._evaluator.offer(standing.last_checkpoint)
-            fit.join(_POLL_SECONDS)
+            ended.wait(_POLL_SECONDS)
 
 
 def _run(spec: TrainSpec, url: str, board: Any, follower: _Follower) -> dict[str, Any]:
     """One Ray Train run from start to end; ``value`` is what rank 0 returned, ``error`` what Ray Train raised."""
     outcome: dict[str, Any] = {}
-    fit = threading.Thread(target=_fit, args=(spec, url, board, outcome), daemon=True)
-    fit.start()
+    # An event, not Thread.join: a signal that interrupts a join makes Python 3.11 take the thread for ended.
+    ended = threading.Event()
+
+    def fit() -> None:
+        _fit(spec, url, board, outcome)
+        ended.set()
+
+    threading.Thread(target=fit, daemon=True).start()
     try:
-        follower.follow(fit)
+        follower.follow(ended)
     except KeyboardInterrupt:
         ray.get(board.request_stop.remote())
-        fit.join(_STOP_GRACE_SECONDS)
+        ended.wait(_STOP_GRACE_SECONDS)
         raise
     return outcome
 
