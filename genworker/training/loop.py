@@ -158,16 +158,21 @@ class _Run:
                 trainer.step([next(loader) for _ in range(settings.batch_size // micro)], meter)
                 done = self.images_seen >= settings.images
                 if self.images_seen >= next_report or done:
+                    began = time.perf_counter()
                     verdict = self._report(meter, loader.wait_seconds)
-                    meter = Meter(waited_before=loader.wait_seconds)
+                    # The time of this report belongs to the next one, which then accounts for all of it.
+                    meter = Meter(started=began, waited_before=loader.wait_seconds)
+                    meter.spent("report", began)
                     next_report = _next_multiple(settings.report_every_images, self.images_seen)
                 if verdict == Verdict.GO_ON and trainer.stop_wished:
                     verdict = Verdict.STOP
                 due = done or verdict == Verdict.STOP or self.images_seen - saved >= settings.checkpoint_every_images
                 if due and verdict in (Verdict.GO_ON, Verdict.STOP):
                     saved = self.images_seen
+                    began = time.perf_counter()
                     if self.recorder is not None:
                         self.recorder.save(trainer, self.watchdog.dump(), good=self.watchdog.good())
+                    meter.spent("checkpoint", began)
         return verdict
 
     def _report(self, meter: Meter, waited: float) -> Verdict:
