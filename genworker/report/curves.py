@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from genworker.report.names import number
-from genworker.report.panels import STEPS, Panel, panels_for
+from genworker.report.panels import Panel, panels_for
 from genworker.report.plotting import (
     ALARM,
     COLOURS,
@@ -72,7 +72,7 @@ def draw(run: Run) -> list[Curve]:
 def _lines(run: Run, panel: Panel) -> bytes | None:
     series = {name: _series(run.reports, name) for name in panel.metrics}
     everything = np.concatenate([values for _, values in series.values()])
-    if not np.isfinite(everything).any() or (panel.section == STEPS and not np.nansum(everything)):
+    if not np.isfinite(everything).any() or (panel.counts and not np.nansum(everything)):
         return None
     figure, axes = new_axes(run.images_seen)
     if panel.kind == "shares":
@@ -82,7 +82,7 @@ def _lines(run: Run, panel: Panel) -> bytes | None:
             colour = COLOURS[index % len(COLOURS)]
             draw_line(axes, images, values, colour, name)
             for reports in run.taken_back:
-                axes.plot(*_series(reports, name), color=colour, alpha=0.35, linewidth=1, linestyle=(0, (2, 1.5)))
+                axes.plot(*_series(reports, name), color=colour, alpha=0.7, linewidth=1, linestyle=(0, (2, 1.5)))
         if panel.limits is None:
             set_scale(axes, everything[np.isfinite(everything)], log=panel.log)
         else:
@@ -119,13 +119,14 @@ def _latents(run: Run, panel: Panel) -> bytes | None:
     table = np.array([[math.nan if v is None else v for v in values] for _, values in rows[::step]], np.float64).T
     order = np.argsort(-np.nan_to_num(table[:, -1]), kind="stable")
     figure, axes = new_axes(run.images_seen)
+    figure.subplots_adjust(right=0.98)
     axes.grid(visible=False)
     edges = np.concatenate([[2 * images[0] - images[1] if len(images) > 1 else 0.0], images])
     mesh = axes.pcolormesh(edges, np.arange(len(order) + 1), table[order], cmap="viridis", rasterized=True)
     axes.invert_yaxis()
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_ylabel("latents, sorted", color=MUTED)
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.05)
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.06, format=FuncFormatter(lambda value, _: number(value)))
     bar.outline.set_visible(False)
     return to_svg(figure)
 

@@ -63,6 +63,7 @@ def render(run: Run, store: Store) -> str:
         spec=yaml.safe_dump(run.spec, sort_keys=False, allow_unicode=True) if run.spec else "",
         lineage=_lineage(run),
         counts=names.COUNTS,
+        warnings={*names.COUNTS.values(), "alarms"},
         version=genworker.__version__,
         read_at=_time(run.now),
     )
@@ -82,7 +83,7 @@ def explain(run: Run) -> str:
 
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
-    """The numbers that stand for the run: name, value."""
+    """The numbers that stand for the run: name, value; what is wrong comes last."""
     report = run.last_report
     tiles = []
     if report.get("images_per_second") is not None:
@@ -111,9 +112,16 @@ def _pictures(run: Run, store: Store) -> Iterator[dict[str, Any]]:
 
 
 def _cards(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
-    """The cards of the newest evaluation: name, and its entries; nested ones as ``settings.k``."""
-    cards: Mapping[str, Any] = next((line["cards"] for line in reversed(run.evaluations) if isinstance(line.get("cards"), dict)), {})
-    return [(name, list(_flat(card))) for name, card in cards.items() if isinstance(card, dict)]
+    """The cards of the newest evaluation by metric, nested entries as ``settings.k``; first, as ``all``, what all share."""
+    newest: Mapping[str, Any] = next(
+        (x["cards"] for x in reversed(run.evaluations) if isinstance(x.get("cards"), dict)), {}
+    )
+    cards = {name: dict(_flat(card)) for name, card in newest.items() if isinstance(card, dict)}
+    shared: dict[str, Any] = dict(next(iter(cards.values()), {})) if len(cards) > 1 else {}
+    for card in cards.values():
+        shared = {key: value for key, value in shared.items() if key in card and card[key] == value}
+    rows = [(name, [(key, value) for key, value in card.items() if key not in shared]) for name, card in cards.items()]
+    return [("all", list(shared.items())), *rows] if shared else rows
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

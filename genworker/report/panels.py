@@ -25,6 +25,7 @@ class Panel:
         note: a sentence below the drawing.
         kind: ``lines``, ``shares`` (stacked, of 1) or ``latents`` (one number per latent, as colours).
         log: whether values are drawn on a logarithmic axis, where all are above 0.
+        counts: whether it counts what went wrong, and is left out where nothing did.
         limits: of the vertical axis, or None.
         metrics: the names that the run has, filled in by `panels_for`.
     """
@@ -35,29 +36,32 @@ class Panel:
     note: str = ""
     kind: Kind = "lines"
     log: bool = False
+    counts: bool = False
     limits: tuple[float, float] | None = None
     metrics: tuple[str, ...] = ()
 
 
-LOSSES, MODEL, SPEED, STEPS, OTHER = "Losses", "Health of the model", "Speed", "Steps that went wrong", "Other"
+TRAINING, STEPS = "Training", "Steps and speed"
 
 PANELS: tuple[Panel, ...] = (
     Panel(
-        LOSSES,
+        TRAINING,
         "Adversarial losses",
         ("discriminator.adversarial", "generator.adversarial", "generator.loss"),
         "Of both players. They need not fall; one that runs away while the other goes to 0 has won.",
     ),
     Panel(
-        LOSSES,
+        TRAINING,
         "Negative ELBO and reconstruction",
         ("elbo.negative_elbo", "elbo.nll"),
         "Nats per image, without KL warm-up and free bits; lower is better.",
     ),
-    Panel(LOSSES, "KL term", ("elbo.kl",), "Nats per image that the posterior tells about an image."),
-    Panel(LOSSES, "Minimised losses", ("discriminator.loss", "elbo.loss", "second_stage.loss"), "With all penalties."),
+    Panel(TRAINING, "KL term", ("elbo.kl",), "Nats per image that the posterior tells about an image."),
     Panel(
-        MODEL,
+        TRAINING, "Minimised losses", ("discriminator.loss", "elbo.loss", "second_stage.loss"), "With all penalties."
+    ),
+    Panel(
+        TRAINING,
         "Signs of the scores",
         ("*.real_sign", "*.pair_sign", "*.fake_sign"),
         "Mean sign of the scores of real images (real_sign) and of real minus generated ones (pair_sign): at 1 the "
@@ -65,43 +69,43 @@ PANELS: tuple[Panel, ...] = (
         limits=(-1.05, 1.05),
     ),
     Panel(
-        MODEL,
+        TRAINING,
         "Gradient penalties",
         ("*.r1", "*.r2", "*.gradient_penalty"),
         "Squared gradient norm of the discriminator at real (r1) and generated images (r2), before their weight.",
         log=True,
     ),
     Panel(
-        MODEL,
+        TRAINING,
         "Training images beside held-out ones",
         ("*.held_out_gap", "elbo_gap"),
         "How much better training images score than images that are never trained on; growth is memorising.",
     ),
     Panel(
-        MODEL,
+        TRAINING,
         "ELBO, trained on and held out",
         ("elbo_train", "elbo_held_out"),
         "Nats per image, higher is better.",
     ),
-    Panel(MODEL, "Active units", ("active_units*",), "Latents that tell something about an image."),
+    Panel(TRAINING, "Active units", ("active_units*",), "Latents that tell something about an image."),
     Panel(
-        MODEL,
+        TRAINING,
         "KL per latent",
         ("*kl_per_latent",),
         "Nats, one row per latent; a dark row is a latent that the model does not use.",
         kind="latents",
     ),
-    Panel(MODEL, "Standard deviation of pixels", ("*.sigma",), "Of the calibrated likelihood, in units of [-1, 1]."),
+    Panel(TRAINING, "Standard deviation of pixels", ("*.sigma",), "Of the calibrated likelihood, in units of [-1, 1]."),
     Panel(
-        MODEL,
+        TRAINING,
         "Gradient norms",
         ("*.grad_norm",),
         "Of the global batch, before clipping.",
         log=True,
     ),
-    Panel(SPEED, "Images per second", ("images_per_second",), "Over all workers."),
+    Panel(STEPS, "Images per second", ("images_per_second",), "Over all workers."),
     Panel(
-        SPEED,
+        STEPS,
         "Where the time goes",
         ("forward_share", "backward_share", "all_reduce_share", "optimizer_share", "data_wait_share", "share.*"),
         "Shares of a report's time. On a GPU, where work is queued, only data_wait_share and the sum tell something.",
@@ -112,6 +116,7 @@ PANELS: tuple[Panel, ...] = (
         "Steps that went wrong",
         ("nonfinite_steps", "skipped_steps", "rollbacks", "corrupt_images"),
         "Counts since the run began.",
+        counts=True,
     ),
 )
 _NOT_DRAWN = {"images_seen", "seconds"}
@@ -128,4 +133,5 @@ def panels_for(names: Iterable[str]) -> list[Panel]:
         if matched:
             left = [name for name in left if name not in matched]
             panels.append(replace(panel, metrics=tuple(dict.fromkeys(matched))))
-    return panels + [Panel(OTHER, name, (name,), metrics=(name,)) for name in sorted(left)]
+    panels += [Panel(TRAINING, name, (name,), metrics=(name,)) for name in sorted(left)]
+    return sorted(panels, key=lambda panel: panel.section == STEPS)

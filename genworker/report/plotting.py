@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from cycler import cycler
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from genworker.report.names import number
 
@@ -25,6 +25,7 @@ Array = npt.NDArray[np.float64]
 
 _WIDTH, _HEIGHT = 4.7, 2.45  # inches of 72 points; a page scales them
 MAX_POINTS = 400
+_LEGEND_COLUMNS = 3
 COLOURS = ("#2f6f9f", "#c8553d", "#4f8a5b", "#8a5fa8", "#b8892b", "#5b6670")
 INK, MUTED, _LINE, ALARM, ROLLBACK = "#27272a", "#71717a", "#e4e4e7", "#d97706", "#dc2626"
 STYLE: dict[Any, Any] = {
@@ -33,7 +34,7 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Segoe UI", "Helvetica", "Arial", "DejaVu Sans"],
-    "font.size": 8.5,
+    "font.size": 10,
     "axes.edgecolor": _LINE,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -47,14 +48,16 @@ STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
     "lines.linewidth": 1.5,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9.5,
     "legend.labelcolor": INK,
 }
 
 
 def new_axes(last_image: int) -> tuple[Figure, Axes]:
     """A figure and its axes, images seen from 0 to ``last_image`` along the horizontal one."""
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, _HEIGHT))
+    # Fixed margins: an automatic layout takes as long as the drawing itself, and panels side by side would not line up.
+    figure.subplots_adjust(left=0.125, right=0.985, bottom=0.12, top=0.87)
     axes = figure.add_subplot()
     axes.xaxis.set_major_formatter(FuncFormatter(_count))
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -92,6 +95,14 @@ def set_scale(axes: Axes, values: Array, *, log: bool) -> None:
     """
     if log and values.min() > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        return
+    if (values == np.round(values)).all():  # counts
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if values.min() == values.max():
+        axes.set_ylim(values.min() - 1, values.max() + 1)
         return
     low, high = np.percentile(values, [4, 96])
     spread = high - low
@@ -118,14 +129,19 @@ def set_scale(axes: Axes, values: Array, *, log: bool) -> None:
 
 def add_legend(axes: Axes, count: int) -> None:
     """Name the ``count`` lines above the drawing."""
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    if count > _LEGEND_COLUMNS:
+        figure.subplots_adjust(top=0.79)
     axes.legend(
         loc="lower left",
-        bbox_to_anchor=(-0.02, 0.99),
-        ncols=min(count, 3),
-        borderaxespad=0.1,
+        bbox_to_anchor=(-0.1, 1.0),
+        ncols=min(count, _LEGEND_COLUMNS),
+        borderaxespad=0.2,
         handlelength=1.1,
         columnspacing=1.0,
         handletextpad=0.5,
+        labelspacing=0.2,
     )
 
 
