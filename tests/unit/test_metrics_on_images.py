@@ -58,14 +58,14 @@ def repeated(pixels: Pixels, labels: Int64Array, times: float) -> tuple[Pixels, 
 
 # Damage -> what does it, its degrees from none on, and the numbers that have to see it.
 DAMAGES: dict[str, tuple[Callable[..., tuple[Pixels, Int64Array]], list[float], list[str]]] = {
-    "blur": (blurred, [0, 0.6, 1.2, 2.5], ["frechet", "kid", "coverage"]),
-    "noise": (noisy, [0, 15, 40, 100], ["frechet", "kid", "coverage", "precision"]),
+    "blur": (blurred, [0, 0.6, 1.2, 2.5], ["frechet", "kid", "recall"]),
+    "noise": (noisy, [0, 15, 40, 100], ["frechet", "kid", "density", "coverage"]),
     "fewer classes": (
         fewer_classes,
         [10, 7, 4, 1],
-        ["frechet", "kid", "coverage", "recall", "classes_found", "reverse_kl"],
+        ["frechet", "kid", "recall", "coverage", "classes_found", "reverse_kl"],
     ),
-    "repeats": (repeated, [1, 8, 40, 200], ["frechet", "kid", "coverage", "recall"]),
+    "repeats": (repeated, [1, 8, 40, 200], ["frechet", "kid", "recall", "coverage"]),
 }
 
 
@@ -89,14 +89,15 @@ def numbers_of(damage: str, degree: float, kind: str) -> dict[str, float]:
 @pytest.mark.parametrize("kind", ["classifier", "random"])
 @pytest.mark.parametrize("damage", list(DAMAGES))
 def test_more_damage_is_worse(damage: str, kind: str) -> None:
-    """Each step of damage moves each number that should see it, in the direction that the table calls worse."""
+    """No step of damage improves a number that should see it, and all of it makes the number worse."""
     _, degrees, wanted = DAMAGES[damage]
     steps = [numbers_of(damage, degree, kind) for degree in degrees]
     for number in wanted:
         if number in steps[0]:
-            values = [found[number] for found in steps]
             sign = -1 if metrics.higher_is_better(number) else 1
-            assert np.all(sign * np.diff(values) > 0), f"{number}: {values}"
+            values = sign * np.array([found[number] for found in steps])
+            assert np.all(np.diff(values) >= 0), f"{number}: {values}"  # a share may have reached 0 before
+            assert values[-1] > values[0], f"{number}: {values}"
 
 
 def test_real_images_score_at_the_floor() -> None:
