@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from genworker.report.names import headlines, number
+
 if TYPE_CHECKING:
     from genworker.bulk.job import Progress as JobProgress
     from genworker.training.record import Metrics
@@ -18,15 +20,6 @@ console = Console(stderr=True, highlight=False)
 out = Console(highlight=False)  # for what a command is asked for
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SHOWN_METRICS = {
-    "discriminator.adversarial": "D",
-    "generator.loss": "G",
-    "discriminator.r1": "R1",
-    "discriminator.r2": "R2",
-    "elbo.negative_elbo": "-ELBO",
-    "elbo.kl": "KL",
-    "active_units": "active",
-}
 
 
 class Display:
@@ -69,9 +62,12 @@ class Display:
         self.update(done, "")
 
     def on_metrics(self, metrics: Metrics) -> None:
-        """Show a training report."""
-        values = [f"{short} {metrics[name]:.3g}" for name, short in _SHOWN_METRICS.items() if name in metrics]
-        self.update(int(metrics["images_seen"]), f"{metrics['images_per_second']:,.0f}/s  " + "  ".join(values))
+        """Show a training report: the speed, the numbers that stand for the family, and what went wrong so far."""
+        if not metrics:
+            return
+        speed = metrics.get("images_per_second")
+        values = [f"{short} {value}" for short, value in headlines(metrics).items()]
+        self.update(int(metrics["images_seen"]), "  ".join([f"{number(speed)}/s", *values]))
 
     def on_job(self, progress: JobProgress) -> None:
         """Show a bulk job's progress."""

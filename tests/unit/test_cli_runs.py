@@ -1,0 +1,149 @@
+"""genworker runs and genworker report: what they print and write."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from genworker.cli import cli, display
+from genworker.cli.display import Display
+from genworker.report.names import duration, headlines, number
+from genworker.stores import open_store
+from genworker.training import record
+from tests.fakes import models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from click.testing import Result
+
+    from tests.servers import S3Server
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(cli, [str(arg) for arg in args], terminal_width=200)
+
+
+def make(url: str, family: str, images_seen: int, **values: float | None) -> None:
+    store = open_store(url)
+    record.claim(models.train_spec(family), store)
+    lines = record.Lines(store, record.METRICS_KEY)
+    lines.append({"images_seen": images_seen, "images_per_second": 120.0, "seconds": 2.0, **values})
+    lines.flush()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def runs(request: pytest.FixtureRequest, tmp_path: Path, point_at: Callable[[S3Server], None]) -> str:
+    """The URL of a folder of runs, among other things."""
+    url = str(tmp_path / "runs")
+    if request.param == "s3":
+        server = request.getfixturevalue("moto")
+        point_at(server)
+        url = f"s3://{server.new_bucket()}/runs"
+    make(f"{url}/gan", "r3gan", 32, **{"discriminator.adversarial": 0.7, "discriminator.r1": 0.01, "rollbacks": 1})
+    make(f"{url}/deeper/vae", "vae", 48, **{"elbo.negative_elbo": math.nan, "elbo.kl": 12.5})
+    store = open_store(url)
+    for images, value in ((16, 9.0), (32, 7.5)):
+        evaluation = {"images_seen": images, "metrics": {"frechet": value}}
+        store.put(f"gan/evaluations/images-{images:012d}.json", json.dumps(evaluation).encode())
+    store.put("data/_manifest.json", b"{}")
+    store.put("data/spec.json", b'{"not": "ours"}')
+    return url
+
+
+def test_runs_lists_what_is_below_a_url(runs: str) -> None:
+    """One plain line per run where there is no terminal, and nothing that is no run."""
+    outcome = run("runs", runs)
+    assert outcome.exit_code == 0
+    first, second = outcome.stdout.splitlines()
+    assert first.startswith("deeper/vae  vae  running  48 of 48 images  120/s  ")
+    assert first.endswith("  -ELBO nan KL 12.5  -")
+    assert second.startswith("gan  r3gan  running  32 of 48 images  120/s  ")
+    assert second.endswith("  D 0.7 R1 0.01 rollbacks 1  frechet 7.5 at 32")
+
+
+def test_runs_as_json_is_strict_json(runs: str) -> None:
+    """Numbers that are not finite are null."""
+    first, second = json.loads(run("runs", runs, "--json").stdout, parse_constant=pytest.fail)
+    assert first["last_report"]["elbo.negative_elbo"] is None
+    assert (second["state"], second["images_seen"], second["planned_images"]) == ("running", 32, 48)
+    assert second["best_evaluation"] == {"metric": "frechet", "images_seen": 32, "metrics": {"frechet": 7.5}}
+
+
+def test_runs_is_a_table_on_a_terminal(runs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With headings and one row per run."""
+    terminal = Console(force_terminal=True, width=200, color_system=None)
+    monkeypatch.setattr(display, "out", terminal)
+    with terminal.capture() as captured:
+        assert run("runs", runs).exit_code == 0
+    heading, *rows = [line for line in captured.get().splitlines() if line.strip()]
+    assert heading.split()[:3] == ["run", "family", "state"]
+    assert [row.split()[0] for row in rows] == ["deeper/vae", "gan"]
+
+
+def test_runs_says_when_there_are_none(tmp_path: Path) -> None:
+    """Nothing on stdout, a word on stderr."""
+    outcome = run("runs", tmp_path)
+    assert (outcome.exit_code, outcome.stdout) == (0, "")
+    assert "no training runs here" in outcome.stderr
+
+
+def test_report_writes_a_page(runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To --out, or to a file called like the run."""
+    monkeypatch.chdir(tmp_path)
+    outcome = run("report", f"{runs}/gan")
+    assert outcome.exit_code == 0
+    assert outcome.stdout == "gan.html: gan, running, 32 images seen\n"
+    page = (tmp_path / "gan.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert f"{runs}/gan" in page
+    assert run("report", f"{runs}/gan", "--out", "other.html").exit_code == 0
+    assert (tmp_path / "other.html").exists()
+
+
+def test_report_of_nothing_and_to_nowhere_are_refused(runs: str, tmp_path: Path) -> None:
+    """One message each, exit code 2."""
+    outcome = run("report", runs)
+    assert outcome.exit_code == 2
+    assert "there is no training run here" in outcome.stderr
+    outcome = run("report", f"{runs}/gan", "--out", tmp_path / "no" / "page.html")
+    assert outcome.exit_code == 2
+    assert "name a file in a folder that exists" in outcome.stderr
+
+
+def test_the_display_shows_what_stands_for_each_family(capsys: pytest.CaptureFixture[str]) -> None:
+    """Progress, speed, and the family's own numbers, in lines where there is no terminal."""
+    shown = Display("train", 100, "images")
+    with shown.running():
+        shown.on_metrics({})
+        shown.on_metrics(
+            {
+                "images_seen": 50,
+                "images_per_second": 1234.5,
+                "discriminator.adversarial": 0.61,
+                "discriminator.real_sign": 0.25,
+                "discriminator.r1": None,
+                "elbo.kl_per_latent": [1.0],
+                "skipped_steps": 2,
+                "rollbacks": 0,
+            }
+        )
+        shown.event("evaluation at image 50: frechet 3.2")
+    text = capsys.readouterr().err
+    assert "train: 50 of 100 images, 1,234/s  D 0.61  r_t 0.25  R1 nan  skipped 2" in text
+    assert "train: evaluation at image 50: frechet 3.2" in text
+
+
+def test_numbers_and_durations_for_people() -> None:
+    """Three digits, and the largest unit that fits."""
+    assert [number(x) for x in (0, 0.00012, 0.5, 12.345, 1234.5, 5e12, math.inf, None, 7, "-")] == [
+        "0", "1.20e-04", "0.5", "12.3", "1,234", "5.00e+12", "nan", "nan", "7", "-",
+    ]  # fmt: skip
+    assert [duration(x) for x in (5, 200, 3600, 12_000, 190_000)] == ["5 s", "3 min", "1 h", "3 h 20 min", "2 d 4 h"]
+    assert list(headlines({"elbo.kl": 1.0, "nonfinite_steps": 0, "rollbacks": 1})) == ["KL", "rollbacks"]
