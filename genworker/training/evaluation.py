@@ -31,7 +31,7 @@ from genworker.stores import open_store
 from genworker.stores.base import Store
 from genworker.training import checkpoint, log_likelihood
 from genworker.training.extractors import get_extractor
-from genworker.training.record import BEST_PREFIX, EVALUATIONS_PREFIX, best_evaluations, read_evaluations
+from genworker.training.record import BEST_PREFIX, best_evaluations, evaluation_key, read_evaluations
 from genworker.training.reference import RealImages, real_images
 from genworker.training.spec import TrainSpec
 
@@ -204,7 +204,7 @@ def evaluate_checkpoint(spec: TrainSpec, url: str, key: str) -> dict[str, Any]:
         config=ClassifierConfig(images=settings.extractor_images),
     )
     text = {"images_seen": images_seen, **outcome.to_json()}
-    store.put(f"{EVALUATIONS_PREFIX}images-{images_seen:012d}.json", json.dumps(text).encode(), overwrite=True)
+    store.put(evaluation_key(images_seen), json.dumps(text).encode(), overwrite=True)
     return text
 
 

@@ -6,54 +6,25 @@ called again with the same store. A run that diverges goes back to its last good
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 
 import torch
 
-import genworker
-from genworker.bundle import Bundle, Lineage
 from genworker.errors import CheckpointError, TrainingError
 from genworker.sources.base import Source
 from genworker.stores.base import Store
 from genworker.training import checkpoint
 from genworker.training.examine import Examiner
+from genworker.training.hooks import Hooks, TrainResult
 from genworker.training.loader import Loader
 from genworker.training.order import held_out_indices
+from genworker.training.packing import pack_bundle
 from genworker.training.record import BUNDLE_PREFIX, Metrics
 from genworker.training.recorder import Recorder
 from genworker.training.spec import TrainSpec
-from genworker.training.step import Meter, Trainer, all_finite
+from genworker.training.step import Meter, Trainer
 from genworker.training.watchdog import Alarm, Verdict, Watchdog
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """How a run talks to whoever started it.
-
-    Attributes:
-        on_report: called on every rank, equally often, with the run's metrics; only rank 0's are complete.
-        on_event: told on rank 0, in one line, of what went wrong and was dealt with; from any thread.
-        on_checkpoint: told on rank 0 the key of each checkpoint once it is stored; from another thread.
-        should_stop: asked on every rank before each step; True on any makes all save a checkpoint and return.
-    """
-
-    on_report: Callable[[Metrics], None] = lambda _metrics: None
-    on_event: Callable[[str], None] = lambda _text: None
-    on_checkpoint: Callable[[str], None] = lambda _key: None
-    should_stop: Callable[[], bool] = lambda: False
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended: ``finished`` is False when it was asked to stop; it can be resumed."""
-
-    finished: bool
-    images_seen: int
-    metrics: Metrics
 
 
 def train(
@@ -124,8 +95,6 @@ class _Run:
             self.recorder.wait()
         finished = self.images_seen >= self.spec.training.images
         if finished and self.recorder is not None:
-            if not all_finite(self.trainer.average.networks.parameters()):
-                raise TrainingError("the averaged weights are not finite at the end of the run; lower family.lr")
             pack_bundle(self.trainer, self.source, self.metrics).save(self.store, BUNDLE_PREFIX)
         return TrainResult(finished, self.images_seen, self.metrics)
 
@@ -260,23 +229,6 @@ class _Run:
 def _next_multiple(interval: int, images_seen: int) -> int:
     """Where the next report is due: on a grid of its own, so that a resumed run reports where an unbroken one does."""
     return (images_seen // interval + 1) * interval
-
-
-def pack_bundle(trainer: Trainer, source: Source, metrics: Metrics) -> Bundle:
-    """The weight average of a run as a bundle, with its lineage."""
-    spec = trainer.spec
-    lineage = Lineage(
-        source=spec.data.name if spec.data.url is None else f"{spec.data.name} {spec.data.url}",
-        source_digest=source.digest(),
-        spec=spec.model_dump(mode="json"),
-        images_seen=trainer.state.counters.images_seen,
-        metrics={
-            name: value for name, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)
-        },
-        versions={"genworker": genworker.__version__, "torch": torch.__version__},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    return Bundle.pack(spec.family, source.schema, trainer.average.networks, lineage)
 
 
 def resume(trainer: Trainer, store: Store) -> tuple[checkpoint.Snapshot | None, list[str]]:

@@ -103,6 +103,11 @@ def read_metrics(store: Store) -> list[Metrics]:
     ]
 
 
+def evaluation_key(images_seen: int) -> str:
+    """Where the evaluation after ``images_seen`` images lies."""
+    return f"{EVALUATIONS_PREFIX}images-{images_seen:012d}.json"
+
+
 def read_evaluations(store: Store, after: int = -1) -> list[dict[str, Any]]:
     """The evaluations of a run beyond ``after`` images, in order; each holds ``images_seen`` and ``metrics``."""
     keys = [info.key for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")]

@@ -28,6 +28,7 @@ from genworker.training.record import (
     Lines,
     Metrics,
     best_evaluations,
+    evaluation_key,
     read_evaluations,
 )
 from genworker.training.step import Trainer
@@ -126,11 +127,13 @@ class Recorder:
         return -1
 
     def take_back(self, trainer: Trainer) -> None:
-        """After a rollback: drop newer checkpoints, set newer reports aside, store the new start, not yet proven good."""
+        """After a rollback: drop what is newer, set its reports aside, store the new start, not yet proven good."""
         counters = trainer.state.counters
         for key in checkpoint.keys(self._store):
             if checkpoint.images_of(key) > counters.images_seen:
                 self._store.delete(key)
+        for line in read_evaluations(self._store, after=counters.images_seen):
+            self._store.delete(evaluation_key(line["images_seen"]))
         dropped = self._metrics.text()
         self._store.put(f"{DIVERGED_PREFIX}metrics-{counters.rollbacks}.jsonl", dropped, overwrite=True)
         self._metrics.cut(counters.images_seen)

@@ -23,7 +23,7 @@ from genworker.stores import open_store
 from genworker.training import record
 from genworker.training.board import Board, Standing
 from genworker.training.evaluator import Evaluator
-from genworker.training.loop import TrainResult
+from genworker.training.hooks import TrainResult
 from genworker.training.record import Metrics
 from genworker.training.spec import TrainSpec
 

@@ -17,7 +17,7 @@ from genworker.errors import GenworkerError
 from genworker.sources import open_source
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop
-from genworker.training.loop import Hooks
+from genworker.training.hooks import Hooks
 from genworker.training.record import Metrics
 from genworker.training.spec import TrainSpec
 

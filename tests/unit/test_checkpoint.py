@@ -21,8 +21,8 @@ from genworker.schema import SampleBatch
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop, record, step
 from genworker.training.checkpoint import Counters, TrainingState
+from genworker.training.hooks import Hooks, TrainResult
 from genworker.training.loader import Loader
-from genworker.training.loop import Hooks, TrainResult
 from genworker.training.record import BUNDLE_PREFIX, METRICS_KEY, read_metrics
 from tests.fakes import models
 

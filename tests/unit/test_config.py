@@ -179,7 +179,7 @@ def test_specs_are_frozen() -> None:
 
 def test_shipped_specs_are_found_by_name() -> None:
     """Every file of jobs/specs is a shipped spec."""
-    assert preset_names() == [path.stem for path in SPECS]
+    assert preset_names() == sorted(path.stem for path in SPECS)
     assert SPECS
     for path in SPECS:
         assert preset_path(path.stem) == path
@@ -272,11 +272,29 @@ def test_a_spec_id_covers_the_result_and_nothing_else() -> None:
         "training.report_every_images=1",
         "training.checkpoint_every_images=1",
         "training.keep_checkpoints=9",
-        "training.max_nonfinite_steps=0",
+        "training.callbacks=[]",
+        "watchdog.max_rollbacks=0",
+        "evaluation.num_samples=0",
     ):
         assert spec_id(same) == spec_id()
     changes = ("seed=1", "data.limit=5", "family.beta=2", "training.images=5", "training.batch_size=32")
     assert len({spec_id(), *(spec_id(change) for change in changes)}) == len(changes) + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["training.micro_batch_size=24"], "training.batch_size 64 is no multiple of training.micro_batch_size 24"),
+        (["family.pac=3", "family.conditional=false"], r"training.batch_size 64 is no multiple of 3, .* family.pac"),
+        (["resources.workers=[3, 2]"], r"workers \[3, 2\]: write \[min, max\], min first"),
+        (["resources.workers=[1, 80]"], r"training.batch_size 64 is smaller than resources.workers 80"),
+        (["evaluation.metric=fid"], "no metric computes such a number; known: frechet"),
+    ],
+)
+def test_batches_and_workers_that_do_not_fit_are_refused(changes: list[str], message: str) -> None:
+    """A batch that does not divide, a range written backwards, an unknown number: one line with key, value and rule."""
+    with pytest.raises(UsageError, match=message):
+        load_spec(TrainSpec, "fashion-tiny", changes, {})
 
 
 def test_more_workers_than_images_in_a_batch_are_refused() -> None:

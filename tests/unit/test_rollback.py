@@ -14,7 +14,7 @@ from genworker.errors import TrainingError
 from genworker.families.base import Band, Losses
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop, record, step
-from genworker.training.loop import Hooks
+from genworker.training.hooks import Hooks
 from tests.fakes import models
 
 if TYPE_CHECKING:

@@ -1,0 +1,34 @@
+"""How a training run talks to whoever started it, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from genworker.training.record import Metrics
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a run talks to whoever started it.
+
+    Attributes:
+        on_report: called on every rank, equally often, with the run's metrics; only rank 0's are complete.
+        on_event: told on rank 0, in one line, of what went wrong and was dealt with; from any thread.
+        on_checkpoint: told on rank 0 the key of each checkpoint once it is stored; from another thread.
+        should_stop: asked on every rank before each step; True on any makes all save a checkpoint and return.
+    """
+
+    on_report: Callable[[Metrics], None] = lambda _metrics: None
+    on_event: Callable[[str], None] = lambda _text: None
+    on_checkpoint: Callable[[str], None] = lambda _key: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended: ``finished`` is False when it was asked to stop; it can be resumed."""
+
+    finished: bool
+    images_seen: int
+    metrics: Metrics
