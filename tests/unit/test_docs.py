@@ -14,6 +14,7 @@ import pytest
 from genworker import codecs, families, formats, metrics, sources, stores
 from genworker.cli import cli
 from genworker.config import preset_names
+from genworker.training import callbacks
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,7 +77,7 @@ def test_the_readme_names_what_the_registries_hold() -> None:
 
 def test_the_add_a_table_names_real_tables() -> None:
     """Each row of "Add a ..." names a folder with a contract and the table that takes the new line."""
-    row = r"^\| [\w ]+ \| `genworker/(\w+)/<name>\.py`.*`(\w+)/base\.py`.*\| `(\w+)`, `(\S+)` \|$"
+    row = r"^\| [\w ]+ \| `genworker/([\w/]+)/<name>\.py`.*`([\w/]+)/base\.py`.*\| `(\w+)`, `(\S+)` \|$"
     rows = re.findall(row, README, re.MULTILINE)
     packages = {
         "codecs": codecs,
@@ -85,6 +86,7 @@ def test_the_add_a_table_names_real_tables() -> None:
         "sources": sources,
         "families": families,
         "metrics": metrics,
+        "training/callbacks": callbacks,
     }
     assert {row[0] for row in rows} == set(packages)
     for folder, contract, table, file in rows:
