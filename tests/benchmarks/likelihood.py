@@ -4,8 +4,9 @@
 checkpoint if there is one, and prints on the test split: the importance-weighted estimate of 5,000 samples, the ELBO, the
 gaps, the active units. Images are drawn as 0 and 1 anew whenever they are trained on, and once for the test.
 
-5,000 samples of each of 10,000 images are 50 million passes of the decoder, so by default a few hundred images get them
-and all images get 50: the mean of all, corrected by the mean difference of those few, has a standard error that is stated.
+5,000 samples of each of 10,000 images are 50 million passes of the decoder, so by default a few hundred images get them,
+more get 50, all get one. The mean of all, corrected by the mean differences that more samples make on the images that got
+them, has a standard error, which is stated; only what the samples of images left out would have added is uncertain.
 """
 
 from __future__ import annotations
@@ -137,11 +138,12 @@ def evaluate(name: str, out: str, store: Store, args: argparse.Namespace) -> Non
         return estimates(family, networks, images, num_samples=num_samples, chunk=args.chunk, store=store, key=key)
 
     elbo, elbo_train = estimate(test, "test", 1), estimate(train, "train", 1)
-    few = estimate(test, "test", args.control_samples)
+    few = estimate(test[: args.images_of_few], "test", args.few_samples)
     many = estimate(test[: args.images_of_many], "test", args.num_samples)
-    correction = many - few[: len(many)]
-    nll = -(few.mean() + correction.mean())
-    error = correction.std() / len(many) ** 0.5 if len(many) < len(test) else torch.zeros(())
+    steps = [few - elbo[: len(few)], many - few[: len(many)]]
+    nll = -(elbo.mean() + sum(step.mean() for step in steps))
+    variances = [step.var() / len(step) for step in steps if len(step) < len(test)]
+    error = sum(variances, torch.zeros(())).sqrt()
     ctx = Context(0, WorkerGroup(0, 1, 1.0), torch.device("cpu"), num_draws=1_000)
     measures = family.examine(networks, Batch(train[:1_000], None), Batch(test[:1_000], None), ctx)  # type: ignore[attr-defined]
     aim = CONFIGS[name]["aim"]
@@ -149,8 +151,8 @@ def evaluate(name: str, out: str, store: Store, args: argparse.Namespace) -> Non
     for figure, value in {
         f"negative log-likelihood, {args.num_samples} samples, nats": f"{nll:.2f} (standard error {error:.2f})",
         "aim": f"{aim} ({'met' if nll <= aim else 'missed'})",
-        f"the same, {args.control_samples} samples on all {len(test):,} images": f"{-few.mean():.2f}",
-        "images with all samples": f"{len(many):,}",
+        f"images with {args.num_samples:,} samples": f"{len(many):,} of {len(test):,}",
+        f"images with {args.few_samples} samples": f"{len(few):,} of {len(test):,}",
         "negative ELBO, test": f"{-elbo.mean():.2f}",
         "gap of the ELBO to the estimate": f"{-elbo.mean() - nll:.2f}",
         f"negative ELBO, {len(train):,} training images": f"{-elbo_train.mean():.2f}",
@@ -188,7 +190,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="train on so many images instead of what the configuration says")
     parser.add_argument("--num-samples", type=int, default=5_000, help="of the estimate")
     parser.add_argument("--images-of-many", type=int, default=500, help="test images that get all samples")
-    parser.add_argument("--control-samples", type=int, default=50, help="that all test images get")
+    parser.add_argument("--images-of-few", type=int, default=10_000, help="test images that get some samples")
+    parser.add_argument("--few-samples", type=int, default=50, help="that those images get")
     parser.add_argument("--train-images", type=int, default=5_000, help="that the training ELBO is measured on")
     parser.add_argument("--chunk", type=int, default=1_000, help="latents decoded at once")
     args = parser.parse_args()
