@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from genworker.config import load_spec
 from genworker.device import pick_device
 from genworker.errors import GenworkerError, ObjectMissingError, UsageError
 from genworker.reading.dataset import open_dataset
+from genworker.report.reader import read_run
 from genworker.report.sheet import Block, contact_sheet
 from genworker.sampling.engine import Engine
 from genworker.schema import ImageSchema, SampleBatch
@@ -150,12 +150,16 @@ def _bundle_facts(info: bundles.BundleInfo) -> dict[str, Any]:
 
 
 def _run_facts(store: Store) -> dict[str, Any]:
-    metrics = record.read_metrics(store)
-    facts: dict[str, Any] = {"finished": _has(store, record.BUNDLE_PREFIX + bundles.BUNDLE_KEY)}
-    if not metrics:
-        return facts | {"last_report": "none yet"}
-    # JSON has no word for what is not finite.
-    return facts | {"last_report": {k: v if math.isfinite(v) else None for k, v in metrics[-1].items()}}
+    run = read_run(store)
+    return {
+        "finished": run.state == "finished",
+        "state": run.state,
+        "family": run.family,
+        "images_seen": run.images_seen,
+        "planned_images": run.planned_images,
+        "alarms": len(run.alarms),
+        "last_report": run.last_report or "none yet",
+    }
 
 
 def _dataset_facts(store: Store) -> dict[str, Any]:

@@ -244,9 +244,9 @@ def test_info_tells_what_lies_there(places: Places, place: str, facts: dict[str,
 def test_info_json_is_json_even_of_a_run_that_diverged(places: Places) -> None:
     """Numbers that are no numbers do not make the output something that strict parsers refuse."""
     store = open_store(places.begun)
-    history = record.History(store, 0)
-    history.append({"images_seen": 8, "loss": float("nan")})
-    history.flush()
+    reports = record.Lines(store, record.METRICS_KEY)
+    reports.append({"images_seen": 8, "loss": float("nan"), "kl_per_latent": [1.0, float("inf")]})
+    reports.flush()
 
     def refuse(name: str) -> None:
         pytest.fail(f"{name} is no JSON")
