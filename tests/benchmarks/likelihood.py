@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("config", choices=sorted(CONFIGS))
     parser.add_argument("--out", required=True, help="folder of the run; a run that is there goes on")
     parser.add_argument("--images", type=int, help="train on so many images instead of what the configuration says")
+    parser.add_argument("--evaluate-only", action="store_true", help="of the bundle that a finished run left")
     parser.add_argument("--num-samples", type=int, default=5_000, help="of the estimate")
     parser.add_argument("--images-of-many", type=int, default=500, help="test images that get all samples")
     parser.add_argument("--images-of-few", type=int, default=10_000, help="test images that get some samples")
@@ -195,8 +196,14 @@ def main() -> None:
     parser.add_argument("--train-images", type=int, default=5_000, help="that the training ELBO is measured on")
     parser.add_argument("--chunk", type=int, default=1_000, help="latents decoded at once")
     args = parser.parse_args()
-    spec = spec_of(args.config, args.images)
     store = open_store(args.out)
+    if not args.evaluate_only:
+        train(spec_of(args.config, args.images), store)
+    evaluate(args.config, args.out, store, args)
+
+
+def train(spec: TrainSpec, store: Store) -> None:
+    """Train to the end, from the newest checkpoint on."""
     claim(spec, store)
 
     def report(metrics: dict[str, Any]) -> None:
@@ -213,7 +220,6 @@ def main() -> None:
         f"trained to {result.images_seen:,} images, {time.process_time() - began:.0f} CPU seconds in this run",
         flush=True,
     )
-    evaluate(args.config, args.out, store, args)
 
 
 if __name__ == "__main__":
