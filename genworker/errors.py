@@ -7,6 +7,7 @@
     +-- BundleError                   a bundle is missing, damaged, or of a kind that this version cannot load
     +-- CheckpointError               a checkpoint is damaged or belongs to another spec
     +-- TrainingError                 a training run cannot go on
+    |   +-- DivergedError             it diverged more often than the watchdog may roll it back
     +-- PlanError                     a plan is invalid, or the URL already holds another one
     +-- StoreError                    the object store refused or failed
     |   +-- ObjectMissingError        there is no such object
@@ -54,6 +55,10 @@ class CheckpointError(GenworkerError):
 
 class TrainingError(GenworkerError):
     """A training run cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """A training run diverged more often than the watchdog may roll it back; every worker says so at once."""
 
 
 class PlanError(GenworkerError):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from genworker.errors import CheckpointError, TrainingError
+from genworker.errors import CheckpointError, DivergedError
 from genworker.sources.base import Source
 from genworker.stores.base import Store
 from genworker.training import checkpoint
@@ -45,7 +45,8 @@ def train(
         How the run ended. A finished run leaves its bundle below ``bundle/``.
 
     Raises:
-        TrainingError: the run diverged more often than `WatchdogSpec.max_rollbacks`, or a checkpoint could not be stored.
+        DivergedError: the run diverged more often than `WatchdogSpec.max_rollbacks`.
+        TrainingError: a checkpoint could not be stored, or the weights are not finite at the end.
         CheckpointError: the store holds a run of another spec.
         SourceError, StoreError: data or storage failed.
     """
@@ -219,7 +220,7 @@ class _Run:
                 last = f"the last good checkpoint is {checkpoint.key_of(good)}"
             self.recorder.alarm(Alarm(self.images_seen, "gave_up", "the run diverged again and was stopped"))
             self.recorder.flush_alarms()
-        raise TrainingError(
+        raise DivergedError(
             f"{self.store.url}: the run diverged at image {self.images_seen} after "
             f"{self.trainer.state.counters.rollbacks} rollbacks (watchdog.max_rollbacks {self.spec.watchdog.max_rollbacks}); "
             f"{last}. What was seen:\n  {seen}"

@@ -13,7 +13,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from genworker.errors import GenworkerError
+from genworker.errors import DivergedError, GenworkerError
 from genworker.sources import open_source
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop
@@ -25,7 +25,7 @@ _STOP_POLL_SECONDS = 0.5
 
 
 def work(config: dict[str, Any]) -> dict[str, Any] | None:
-    """Train as one rank; returns how the run ended, or None where it had failed before.
+    """Train as one rank; returns how the run ended, or None where it has failed and the board knows why.
 
     Raises:
         GenworkerError: as the loop raises them; the board keeps the first, and later starts end at once.
@@ -81,6 +81,9 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
                 should_stop=stop.is_set,
             ),
         )
+    except DivergedError as err:
+        ray.get(board.fail.remote(err))
+        return None  # all ranks end here together, so that Ray Train has nothing to start again
     except GenworkerError as err:
         ray.get(board.fail.remote(err))
         raise
