@@ -65,9 +65,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "network": "mlp",
             "latent_dim": 40,
             "prior": "vampprior",
-            "lr": {"start": 2e-3, "end": 1e-5},
+            "num_pseudo_inputs": 250,
+            "lr": {"start": 1.5e-3, "end": 1e-4},
+            "ema_halflife_images": 300_000,
         },
-        "training": {"images": 5_000_000, "batch_size": 512},
+        # Half as long as without: the longer run fits its training images 4 nats better than the test images.
+        "training": {"images": 3_000_000, "batch_size": 256},
     },
     "conv-2level": {
         "aim": 225.4,
