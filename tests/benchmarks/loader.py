@@ -230,8 +230,19 @@ def values_of(name: str, url: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "url": f"{url}/{name}"} | own | more
 
 
-def measure(folder: Path, s3_url: str, num_images: int, large_images: int) -> Iterator[tuple[str, dict[str, float]]]:
+def measure(
+    folder: Path, s3_url: str, *, num_images: int, large_images: int, cache_bytes: int
+) -> Iterator[tuple[str, dict[str, float]]]:
     """Make the data below ``folder``, which is also what the server serves, and yield the figures of each part."""
+    write_parquet(folder / "large" / "parquet", large_images, row_group=250)
+    write_tars(folder / "large" / "webdataset", large_images)
+    for name in ("parquet", "webdataset"):
+        size = sum(path.stat().st_size for path in (folder / "large" / name).iterdir())
+        cut = {"block_bytes": 2**21} if name == "webdataset" else {}
+        values = values_of(name, f"{s3_url}/large", **cut, cache_bytes=cache_bytes)
+        sizes = {"data_mib": size / 2**20, "cache_mib": cache_bytes / 2**20}
+        yield f"memory {name} S3", sizes | fresh(memory, values, large_images)
+        yield f"scattered {name} S3", fresh(scattered, values, BATCH)
     write_parquet(folder / "parquet", num_images, row_group=250)
     write_tars(folder / "webdataset", num_images)
     write_files(folder / "image-folder", num_images)
@@ -242,13 +253,6 @@ def measure(folder: Path, s3_url: str, num_images: int, large_images: int) -> It
         yield f"rate {name} {place}", fresh(rate, values_of(name, url, **more), num_images)
     for name in ("parquet", "image-folder"):
         yield f"training {name} S3", fresh(training, values_of(name, s3_url), 4096)
-    write_parquet(folder / "large" / "parquet", large_images, row_group=500)
-    write_tars(folder / "large" / "webdataset", large_images)
-    for name in ("parquet", "webdataset"):
-        size = sum(path.stat().st_size for path in (folder / "large" / name).iterdir())
-        values = values_of(name, f"{s3_url}/large", cache_bytes=2**27)
-        yield f"memory {name} S3", {"data_mib": size / 2**20, "cache_mib": 128} | fresh(memory, values, large_images)
-        yield f"scattered {name} S3", fresh(scattered, values, 2 * BATCH)
 
 
 def main() -> None:
@@ -258,13 +262,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=8_000)
     parser.add_argument("--large-images", type=int, default=100_000)
+    parser.add_argument("--cache-mib", type=int, default=128, help="for the large data")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, rclone_server(Path(folder)) as server:
         os.environ.update(server.environment)
         data = Path(folder) / "buckets" / "data"
-        for name, numbers in measure(data, "s3://data", arguments.images, arguments.large_images):
+        for name, numbers in measure(
+            data,
+            "s3://data",
+            num_images=arguments.images,
+            large_images=arguments.large_images,
+            cache_bytes=arguments.cache_mib * 2**20,
+        ):
             found[name] = numbers
             print(f"{name:32}", "  ".join(f"{key} {value:,.2f}" for key, value in numbers.items()), flush=True)
             if arguments.json:
