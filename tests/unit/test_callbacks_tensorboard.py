@@ -110,13 +110,26 @@ def test_a_resumed_run_shows_no_point_twice(tmp_path: Path) -> None:
 
 
 def test_a_rollback_takes_its_points_back(tmp_path: Path) -> None:
-    """A run that goes back to an earlier checkpoint goes on from there in the curves too."""
+    """A run that goes back to an earlier checkpoint goes on from there, in curves and in pictures."""
     store = open_store(str(tmp_path / "run"))
     callback = TensorBoard(store, SPEC, 0)
-    for step, value in ((8, 1.0), (16, 2.0), (24, 99.0), (16, 3.0), (24, 4.0)):
+    black, white = np.zeros((4, 4, 1), np.uint8), np.full((4, 4, 1), 255, np.uint8)
+    for step, value in ((8, 1.0), (16, 2.0), (24, 99.0)):
         callback.on_report({"images_seen": step, "elbo.kl": value})
+        callback.on_picture(step, black)
+    callback.on_evaluation(24, {"frechet": 9.0})
+    callback.on_picture(8, black)  # the loop draws where it went back to
+    for step, value in ((16, 3.0), (24, 4.0)):
+        callback.on_report({"images_seen": step, "elbo.kl": value})
+        callback.on_picture(step, white)
+    callback.on_evaluation(16, {"frechet": 5.0})  # of an earlier step, as it comes later
     callback.close()
-    assert points(read(store, tmp_path / "logs"), "elbo/kl") == [(8, 1.0), (16, 3.0), (24, 4.0)]
+    events = read(store, tmp_path / "logs")
+    assert points(events, "elbo/kl") == [(8, 1.0), (16, 3.0), (24, 4.0)]
+    pictures = events.Images("samples")
+    assert [image.step for image in pictures] == [8, 16, 24]
+    assert pictures[0].encoded_image_string != pictures[1].encoded_image_string == pictures[2].encoded_image_string
+    assert points(events, "evaluation/frechet") == [(16, 5.0)]
 
 
 def test_a_large_file_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ class TensorBoard:
         self._num_files = sum(1 for _ in store.list(PREFIX))
         self._folder = tempfile.TemporaryDirectory(prefix="genworker-tensorboard-")
         self._last_step = images_seen
+        self._pictures: set[int] = set()
         resumed = self._num_files > 0
         self._open()
         if resumed:
@@ -53,15 +54,18 @@ class TensorBoard:
     def on_report(self, metrics: Values) -> None:
         """Write one scalar per number, and one histogram per list of numbers."""
         step = int(metrics["images_seen"])  # type: ignore[arg-type]
-        if step <= self._last_step:  # the run went back to an earlier checkpoint
-            self._forget_from(step)
+        self._go_back_before(step)
         self._last_step = step
         for name, value in metrics.items():
             if name != "images_seen":
                 self._write_value(_tag(name), value, step)
 
     def on_picture(self, images_seen: int, pixels: Pixels) -> None:
-        """Write an image."""
+        """Write an image; the one that a rollback draws again at its checkpoint is there already."""
+        self._go_back_before(images_seen + 1)
+        if images_seen in self._pictures:
+            return
+        self._pictures.add(images_seen)
         height, width, channels = pixels.shape
         picture = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png_bytes(pixels))
         self._write(Summary(value=[Summary.Value(tag="samples", image=picture)]), images_seen)
@@ -99,6 +103,13 @@ class TensorBoard:
         self._writer = EventsWriter(f"{self._folder.name}/events", f".{self._num_files:05d}")
         (self._path,) = Path(self._folder.name).iterdir()
         self._num_files += 1
+
+    def _go_back_before(self, step: int) -> None:
+        """Forget what was written at ``step`` or later, if anything: the run went back to an earlier checkpoint."""
+        if step <= self._last_step:
+            self._forget_from(step)
+            self._last_step = step - 1
+            self._pictures = {images for images in self._pictures if images < step}
 
     def _forget_from(self, step: int) -> None:
         """Make TensorBoard drop everything that was written before at ``step`` or later."""
