@@ -46,7 +46,7 @@ def quality(url: str, real: RealImages, cache: str, num_samples: int, num_synthe
     """All numbers of one bundle, with their floors and cards."""
     bundle, store = bundles.load(open_store(url)), open_store(cache)
     found = evaluate(bundle, real, num_samples=num_samples, cache=store).to_json()
-    if num_synthetic:
+    if num_synthetic and bundle.info.family.conditional:  # samples without labels train no classifier
         trained = evaluate(bundle, real, num_samples=num_synthetic, names=["cas"], cache=store).to_json()
         for part in ("metrics", "floor", "cards"):
             found[part] |= trained[part]

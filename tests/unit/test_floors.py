@@ -294,6 +294,7 @@ def modules_after(code: str) -> set[str]:
         ["--version"],
         ["train", "--help"],
         ["generate", "-h"],
+        ["evaluate", "--help"],
         ["demo", "--help"],
         ["runs", "-h"],
         ["report", "-h"],
