@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 
     from genworker.sources.base import Source
 
+CPU = torch.device("cpu")
+
 
 def spec_of(preset: str, changes: Mapping[str, Any]) -> TrainSpec:
     """A preset with dotted keys changed."""
     return load_spec(TrainSpec, preset, (), dict(changes))
 
 
-def run(spec: TrainSpec, folder: Path, source: Source | None = None) -> dict[str, Any]:
+def run(spec: TrainSpec, folder: Path, source: Source | None = None, device: torch.device = CPU) -> dict[str, Any]:
     """Train, or finish what is in ``folder``; returns whether it finished, its alarms and its last report."""
     torch.set_num_threads(1)
     store = open_store(str(folder))
@@ -56,7 +58,7 @@ def run(spec: TrainSpec, folder: Path, source: Source | None = None) -> dict[str
             store,
             rank=0,
             world_size=1,
-            device=torch.device("cpu"),
+            device=device,
             hooks=hooks,
         )
         finished, last, failure = result.finished, result.metrics, ""
