@@ -7,7 +7,7 @@ alarms and rollbacks are vertical lines, and what a rollback took back is drawn 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,8 @@ _SHARES = {  # fixed, so that two runs can be compared
     "all_reduce_share": "#8a5fa8",
     "optimizer_share": "#4f8a5b",
     "data_wait_share": "#c8553d",
+    "checkpoint_share": "#b8892b",
+    "report_share": "#5b6670",
 }
 
 
@@ -76,7 +78,7 @@ def _lines(run: Run, panel: Panel) -> bytes | None:
         return None
     figure, axes = new_axes(run.images_seen)
     if panel.kind == "shares":
-        _stack(axes, series)
+        _stack(axes, run.reports, panel.metrics)
     else:
         for index, (name, (images, values)) in enumerate(series.items()):
             colour = COLOURS[index % len(COLOURS)]
@@ -93,13 +95,15 @@ def _lines(run: Run, panel: Panel) -> bytes | None:
     return to_svg(figure)
 
 
-def _stack(axes: Axes, series: Mapping[str, tuple[Array, Array]]) -> None:
-    images = next(iter(series.values()))[0]
-    parts = [part for part in np.array_split(np.arange(len(images)), min(len(images), MAX_POINTS)) if part.size]
+def _stack(axes: Axes, reports: Sequence[Line], names: Sequence[str]) -> None:
+    """Shares of the time of each report, 0 where a report does not have one."""
+    images = np.array([report["images_seen"] for report in reports], np.float64)
+    table = np.array([[report.get(name) or 0.0 for report in reports] for name in names], np.float64)
+    parts = np.array_split(np.arange(len(images)), min(len(images), MAX_POINTS))
     at = np.array([images[part].mean() for part in parts])
-    rows = [np.array([np.nan_to_num(values[part]).mean() for part in parts]) for _, values in series.values()]
-    colours = [_SHARES.get(name, COLOURS[index % len(COLOURS)]) for index, name in enumerate(series)]
-    labels = [name.removesuffix("_share").removeprefix("share.") for name in series]
+    rows = [np.array([values[part].mean() for part in parts]) for values in table]
+    colours = [_SHARES.get(name, COLOURS[index % len(COLOURS)]) for index, name in enumerate(names)]
+    labels = [name.removesuffix("_share") for name in names]
     if len(at) == 1:  # an area needs two sides
         at, rows = np.array([0.0, at[0]]), [np.repeat(row, 2) for row in rows]
     axes.stackplot(at, rows, colors=colours, labels=labels, linewidth=0, alpha=0.9)
@@ -143,7 +147,7 @@ def _evaluations(run: Run) -> Iterator[Curve]:
         if not np.isfinite(values).any():
             continue
         figure, axes = new_axes(run.images_seen)
-        axes.plot(images, values, color=COLOURS[0], marker="o", ms=3.5, label=name)
+        axes.plot(images, values, color=COLOURS[0], marker="o", ms=3.5, label=name, clip_on=False)
         floors = [value for line in run.evaluations if (value := (line.get("floor") or {}).get(name)) is not None]
         if floors:
             axes.axhline(floors[-1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1.1, label="real images")

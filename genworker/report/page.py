@@ -60,7 +60,7 @@ def render(run: Run, store: Store) -> str:
         floor=next((line["floor"] for line in reversed(run.evaluations) if isinstance(line.get("floor"), dict)), {}),
         best_images=None if best is None else best["images_seen"],
         cards=_cards(run),
-        spec=yaml.safe_dump(run.spec, sort_keys=False, allow_unicode=True) if run.spec else "",
+        spec=yaml.safe_dump(run.spec, sort_keys=False, allow_unicode=True, default_flow_style=None) if run.spec else "",
         lineage=_lineage(run),
         counts=names.COUNTS,
         warnings={*names.COUNTS.values(), "alarms"},
@@ -117,6 +117,9 @@ def _cards(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
         (x["cards"] for x in reversed(run.evaluations) if isinstance(x.get("cards"), dict)), {}
     )
     cards = {name: dict(_flat(card)) for name, card in newest.items() if isinstance(card, dict)}
+    for name, card in cards.items():
+        if card.get("metric") == name:
+            del card["metric"]
     shared: dict[str, Any] = dict(next(iter(cards.values()), {})) if len(cards) > 1 else {}
     for card in cards.values():
         shared = {key: value for key, value in shared.items() if key in card and card[key] == value}

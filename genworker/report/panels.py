@@ -107,7 +107,7 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         STEPS,
         "Where the time goes",
-        ("forward_share", "backward_share", "all_reduce_share", "optimizer_share", "data_wait_share", "share.*"),
+        ("forward_share", "backward_share", "all_reduce_share", "optimizer_share", "data_wait_share", "*_share"),
         "Shares of a report's time. On a GPU, where work is queued, only data_wait_share and the sum tell something.",
         kind="shares",
     ),

@@ -225,6 +225,9 @@ def alarmed(store: Store) -> Store:
     }
     reports = [report(8 * i, **names, nonfinite_steps=i, skipped_steps=0, rollbacks=1) for i in range(1, 5)]
     reports[2]["discriminator.adversarial"] = math.nan
+    reports[1]["checkpoint_share"] = 0.25  # only reports with a checkpoint have one
+    for line in reports:
+        line["forward_share"] = 0.5
     lines(store, record.METRICS_KEY, *reports)
     back = (json.dumps(report(24, **{"discriminator.adversarial": 9.0})) + "\n").encode()
     store.put("diverged/metrics-1.jsonl", back)
@@ -274,7 +277,7 @@ def test_what_went_wrong_is_on_the_page_and_nothing_gets_out_of_it(store: Store)
     titles = {curve.title: curve for curve in curves.draw(read_run(store))}
     assert NASTY in titles
     assert titles["frechet"].text == "frechet: 3 at image 32"
-    assert "Steps that went wrong" in titles
+    assert titles.keys() >= {"Steps that went wrong", "Where the time goes"}
     assert "recall" not in titles  # never a number
 
 
