@@ -9,7 +9,7 @@ same thing to everybody else. Families know torch and nothing of Ray, storage or
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
@@ -131,7 +131,7 @@ class Phase:
     networks: tuple[str, ...]
     loss: Callable[[Networks, Batch, StepContext], Losses]
     beta1: float = 0.9
-    beta2: Cosine = Cosine(start=0.999, end=0.999)
+    beta2: Cosine = field(default_factory=lambda: Cosine(start=0.999, end=0.999))
     eps: float = 1e-8
     clip_norm: float | None = None
     skip_norm: float | None = None
