@@ -68,10 +68,9 @@ def new_axes(last_image: int) -> tuple[Figure, Axes]:
 def draw_line(axes: Axes, images: Array, values: Array, colour: str, label: str) -> None:
     """Draw ``values`` [n] at ``images`` [n]."""
     if len(images) <= MAX_POINTS:
-        # A single point between gaps would be invisible as a line.
-        axes.plot(
-            images, values, color=colour, label=label, marker="o" if np.isfinite(values).sum() < 3 else None, ms=3
-        )
+        # A single point between gaps would be invisible as a line, and half of one at the edge.
+        few = np.isfinite(values).sum() < 3
+        axes.plot(images, values, color=colour, label=label, marker="o" if few else None, ms=3, clip_on=not few)
     else:
         parts = np.array_split(np.arange(len(images)), MAX_POINTS)
         finite = [values[part][np.isfinite(values[part])] for part in parts]

@@ -44,9 +44,9 @@ def read_run(
     return Run(
         url=url,
         spec=spec if isinstance(spec, dict) else {},
-        reports=reader.lines(record.METRICS_KEY),
-        taken_back=[reader.lines(key) for key in sorted(found) if key.startswith(DIVERGED_PREFIX)],
-        alarms=reader.lines(record.ALARMS_KEY),
+        reports=reader.lines(record.METRICS_KEY, "images_seen"),
+        taken_back=[reader.lines(key, "images_seen") for key in sorted(found) if key.startswith(DIVERGED_PREFIX)],
+        alarms=reader.lines(record.ALARMS_KEY, "images_seen", "kind", "text"),
         starts=reader.lines(record.ENVIRONMENT_KEY),
         evaluations=reader.evaluations(),
         pictures={
@@ -92,7 +92,7 @@ class _Reader:
             self.damaged.append(f"{key} is not JSON: {err}")
             return None
 
-    def lines(self, key: str) -> list[Line]:
+    def lines(self, key: str, *needed: str) -> list[Line]:
         lines = []
         for number, text in enumerate((self._text(key) or "").splitlines(), 1):
             try:
@@ -100,8 +100,10 @@ class _Reader:
             except ValueError as err:
                 self.damaged.append(f"{key}, line {number} is not JSON: {err}")
                 continue
-            if isinstance(line, dict):
+            if isinstance(line, dict) and all(line.get(name) is not None for name in needed):
                 lines.append(line)
+            else:
+                self.damaged.append(f"{key}, line {number} lacks {', '.join(needed) or 'names'}")
         return lines
 
     def evaluations(self) -> list[Line]:

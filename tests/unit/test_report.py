@@ -287,12 +287,19 @@ def test_damaged_files_are_named_and_the_rest_is_shown(store: Store) -> None:
     store.put(record.METRICS_KEY, b'{"images_seen": 8, "elbo.kl": 1.0}\n{"images_se', overwrite=True)
     store.put("evaluations/images-000000000008.json", b'{"metrics": 3}')
     store.put("bundle/bundle.json", b"no")
+    store.put(record.ALARMS_KEY, b'{"images_seen": 8}\n[]\n')
     run = read_run(store)
-    assert [text.split(" ")[0] for text in run.damaged[:2]] == [
-        "metrics.jsonl,",
-        "evaluations/images-000000000008.json",
-    ]
-    assert len(run.damaged) == 3
+    # Two lines of alarms, one of metrics, an evaluation and the bundle.
+    assert len(run.damaged) == 5
+    for name in (
+        "metrics.jsonl, line 2",
+        "alarms.jsonl, line 1",
+        "alarms.jsonl, line 2",
+        "evaluations/",
+        "bundle.json",
+    ):
+        assert sum(name in text for text in run.damaged) == 1, name
+    assert not run.alarms
     assert run.images_seen == 8
     assert "Could not be read" in page_of(store).text
     store.put(record.SPEC_KEY, b"[]", overwrite=True)
