@@ -108,6 +108,9 @@ def scan(store: Store, info: ObjectInfo, rules: Rules, block_bytes: int, *, labe
     spans: list[Span] = []
     start, count, largest, end = -1, 0, -1, 0
     for sample, read in samples_of(store, info):
+        if count and sample.end - start > block_bytes:
+            spans.append(Span(start, end, count))
+            count = 0
         start = sample.header if count == 0 else start
         count, end = count + 1, sample.end
         for member in sample.parts.values():
@@ -115,9 +118,6 @@ def scan(store: Store, info: ObjectInfo, rules: Rules, block_bytes: int, *, labe
         if labels:
             part = sample.parts.get(str(rules.label))
             largest = max(largest, rules.label_of(sample, read(part.start, part.size) if part else None, where))
-        if end - start >= block_bytes:
-            spans.append(Span(start, end, count))
-            count = 0
     if count:
         spans.append(Span(start, end, count))
     return ShardIndex(

@@ -47,7 +47,7 @@ class WebDatasetConfig(ResizedConfig):
         description="object, ending in .json, that keeps where the samples lie. It is made where it is missing. Without "
         "it every worker reads the headers of all shards when it starts",
     )
-    block_bytes: Annotated[int, Field(ge=1)] = Field(2**23, description="of samples that are fetched in one request")
+    block_bytes: Annotated[int, Field(ge=1)] = Field(2**23, description="at most, of samples that are fetched together")
     cache_bytes: Annotated[int, Field(ge=0)] = Field(
         2**29,
         description="samples to keep in memory, half for those that images are drawn from and half for the next ones; "
@@ -72,8 +72,8 @@ class Stretch:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
-        return len(self.data) + self.places.nbytes + self.labels.nbytes
+        """Memory that the samples take."""
+        return len(self.data)
 
     def image(self, row: int) -> EncodedImage:
         """One image; raises CorruptImageError where the sample has none."""

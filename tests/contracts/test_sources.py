@@ -185,14 +185,15 @@ def test_any_store_gives_the_same_data(name: str, kind: str, tmp_path: Path, req
 def test_blocks_hold_every_image_once(name: str, tmp_path: Path) -> None:
     """Where a source says which images lie together, its blocks cover all images in order; fetching ahead changes none."""
     for more in ({}, {"limit": 5}):
-        source = sources.open_source(example(name, tmp_path, **more))
+        config = example(name, tmp_path / f"{len(more)}", **more)
+        source = sources.open_source(config)
         everything = np.arange(len(source))
         if source.blocks is not None:
             assert source.blocks.window >= 1
             assert source.blocks.ends[-1] == len(source)
             assert (np.diff(source.blocks.ends, prepend=0) >= 0).all()
         source.prefetch(everything)
-        again = sources.open_source(example(name, tmp_path, **more))
+        again = sources.open_source(config)
         assert np.array_equal(source.read(everything).pixels, again.read(everything).pixels)
 
 
