@@ -20,13 +20,18 @@ from rich.table import Table
 
 from genworker import bundle as bundles
 from genworker import metrics
+from genworker.bundle import Bundle
 from genworker.metrics.classifier import accuracy
 from genworker.metrics.prdc import prdc
+from genworker.sources import open_source
 from genworker.sources.fashion_mnist import FashionMnistConfig
 from genworker.stores import open_store
-from genworker.training.evaluation import evaluate
+from genworker.training import checkpoint
+from genworker.training.evaluation import averaged, evaluate
 from genworker.training.extractors import get_extractor
+from genworker.training.record import BUNDLE_PREFIX
 from genworker.training.reference import RealImages, real_images
+from genworker.training.spec import TrainSpec
 
 HOLDOUT_SHARE = 0.02
 COVERAGE_AIM = 0.9
@@ -42,9 +47,20 @@ def extractor_accuracy(real: RealImages, cache: str) -> float:
     return accuracy(network, labelled)
 
 
+def bundle_at(url: str) -> Bundle:
+    """The bundle at a URL, or of a run there: a finished one's, else the averaged weights of its newest checkpoint."""
+    store = open_store(url)
+    for prefix in ("", BUNDLE_PREFIX):
+        if any(store.list(prefix + bundles.BUNDLE_KEY)):
+            return bundles.load(store, prefix)
+    key = checkpoint.keys(store)[0]
+    spec = TrainSpec.parse(checkpoint.read(store, key).identity, origin=key)
+    return averaged(store, key, spec, open_source(spec.data).schema)[0]
+
+
 def quality(url: str, real: RealImages, cache: str, num_samples: int, num_synthetic: int) -> dict[str, Any]:
     """All numbers of one bundle, with their floors and cards."""
-    bundle, store = bundles.load(open_store(url)), open_store(cache)
+    bundle, store = bundle_at(url), open_store(cache)
     found = evaluate(bundle, real, num_samples=num_samples, cache=store).to_json()
     if num_synthetic and bundle.info.family.conditional:  # samples without labels train no classifier
         trained = evaluate(bundle, real, num_samples=num_synthetic, names=["cas"], cache=store).to_json()
@@ -53,7 +69,7 @@ def quality(url: str, real: RealImages, cache: str, num_samples: int, num_synthe
         found["seconds"] += trained["seconds"]
     lineage = bundle.info.lineage
     about = {"url": url, "bundle": bundle.digest, "family": bundle.info.family.name, "images_seen": lineage.images_seen}
-    return about | {"source": lineage.source} | found
+    return about | {"source": lineage.source or "an unfinished run"} | found
 
 
 def verdict(number: str, value: float, floor: float) -> str:
@@ -94,7 +110,7 @@ def toy_example(draws: int) -> dict[str, list[float]]:
 def main() -> None:
     """Measure, print, and store the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("bundles", nargs="*", help="URLs of bundles")
+    parser.add_argument("bundles", nargs="*", help="URLs of bundles, or of runs")
     parser.add_argument("--num-samples", type=int, default=10_000, help="for all but the trained classifier")
     parser.add_argument(
         "--synthetic", type=int, default=60_000, help="samples that a classifier is trained on; 0: none"
