@@ -109,13 +109,22 @@ def evaluate(
 def _bundle_of(store: Store) -> Bundle:
     from genworker import bundle as bundles
     from genworker.cli.look import kind_of
-    from genworker.errors import UsageError
+    from genworker.errors import BundleError, UsageError
+    from genworker.stores import child_url
     from genworker.training import record
 
     kind = kind_of(store)
     if kind == "dataset":
         raise UsageError(f"{store.url}: is a dataset; give the bundle that it was made from, or a training run")
-    return bundles.load(store, record.BUNDLE_PREFIX if kind == "run" else "")
+    if kind == "bundle":
+        return bundles.load(store)
+    try:
+        return bundles.load(store, record.BUNDLE_PREFIX)
+    except BundleError as err:
+        raise UsageError(
+            f"{store.url}: the run has no bundle yet, it is not finished; evaluate {child_url(store.url, 'best')}, the best "
+            "checkpoint that was measured so far, or run the training command again"
+        ) from err
 
 
 def _spec_of(bundle: Bundle, data: str | None, url: str) -> TrainSpec:

@@ -513,7 +513,7 @@ def test_the_installed_program_has_these_exit_codes(tmp_path: Path, args: list[s
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["train", "generate"])
+@pytest.mark.parametrize("name", ["train", "generate", "evaluate"])
 def test_job_entries_are_the_commands(tmp_path: Path, name: str) -> None:
     """What `ray job submit` runs takes the arguments of the command of its name."""
     script = ROOT / "jobs" / f"{name}.py"
