@@ -55,6 +55,7 @@ def bands(config: R3GANConfig) -> tuple[Band, ...]:
             "above, the discriminator tells every pair of a real and a generated image apart and the generator learns little: "
             "lower family.lr or family.discriminator_lr_scale, raise family.gamma, or widen the generator; below, it cannot "
             "tell them at all: lower family.gamma or widen the discriminator",
+            from_progress=0.2,  # at first real and generated images have nothing in common
         ),
         Band(
             "discriminator.real_sign",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -17,30 +16,9 @@ from genworker.families.base import Batch
 from genworker.families.blocks import DownStack, StackConfig, UpStack
 from genworker.families.layers import FilteredResample
 from genworker.families.r3gan_config import R3GANConfig
-from genworker.sampling.latents import normals, uniforms
 from genworker.schema import ImageSchema
 from tests.fakes import models
-
-
-@dataclass(frozen=True)
-class Context:
-    """A training step of one worker."""
-
-    num_draws: int
-    progress: float = 0.5
-
-    @property
-    def batch_images(self) -> int:
-        return self.num_draws
-
-    def noise(self, stream: int, dim: int) -> torch.Tensor:
-        return torch.from_numpy(normals(0, 16 + stream, 0, self.num_draws, dim))
-
-    def uniform(self, stream: int, dim: int) -> torch.Tensor:
-        return torch.from_numpy(uniforms(0, 16 + stream, 0, self.num_draws, dim))
-
-    def global_mean(self, value: torch.Tensor) -> torch.Tensor:
-        return value.detach()
+from tests.fakes.steps import Context
 
 
 def config_of(**changes: object) -> R3GANConfig:
