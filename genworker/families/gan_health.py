@@ -45,7 +45,8 @@ def bands(config: R3GANConfig) -> tuple[Band, ...]:
     """What the watchdog expects of a run of ``config``.
 
     The limits lie between what healthy runs on Fashion-MNIST showed (pair_sign up to 0.985, penalty_balance within 0.1,
-    held_out_gap below 0.2) and what lost ones did; a spec's ``watchdog.bands`` replaces them.
+    held_out_gap below 0.2, the generator's loss up to 3.4 at the start and 2 later) and what lost ones did; a spec's
+    ``watchdog.bands`` replaces them.
     """
     expected = [
         Band(
@@ -78,6 +79,17 @@ def bands(config: R3GANConfig) -> tuple[Band, ...]:
             "family.gamma, or begin again with a lower family.lr",
         ),
     ]
+    if config.loss in {"relativistic", "non_saturating"}:
+        expected.append(
+            Band(
+                "generator.loss",
+                None,
+                5.0,
+                "the discriminator prefers real images by e^5 to 1, far ahead of the generator, and gives it no direction: "
+                "raise family.gamma (is r1 or r2 off?), or lower family.lr or family.discriminator_lr_scale",
+                from_progress=0.1,
+            )
+        )
     if config.r1 or config.r2:
         expected.append(
             Band(
