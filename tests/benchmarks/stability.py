@@ -73,8 +73,9 @@ def row_of(arm: str, seed: int, arguments: argparse.Namespace, network: Classifi
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     """The outcome in Markdown."""
     lines = [
-        "| arm | seeds | finished | runs with alarms | rollbacks | FD, mean (worst) | coverage | label accuracy |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | seeds | finished | runs with alarms | rollbacks | FD, mean (worst) | recall | coverage | "
+        "label accuracy |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, runs in rows.items():
         done = [row for row in runs if row["finished"]]
@@ -84,8 +85,10 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
             distances = [row["frechet"] for row in done]
             cells += [
                 f"{statistics.mean(distances):.1f} ({max(distances):.1f})",
-                f"{statistics.mean(row['coverage'] for row in done):.3f}",
-                f"{statistics.mean(row['label_accuracy'] for row in done):.3f}",
+                *(
+                    f"{statistics.mean(row[name] for row in done):.3f}"
+                    for name in ("recall", "coverage", "label_accuracy")
+                ),
             ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
