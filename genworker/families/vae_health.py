@@ -16,7 +16,7 @@ from genworker.families.priors import StandardPrior, gaussian_kl
 from genworker.families.vae_bound import decoder_of, encoder_of
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016: a latent is in use when Var_x(E[q(z|x)]) exceeds this
-MIN_ACTIVE_SHARE = 0.125  # of all latents; fewer in use is a collapse
+MIN_ACTIVE_SHARE = 0.2  # of all latents; fewer in use is a collapse
 MIN_INFORMATION_SHARE = 0.9  # healthy models reach 1.0
 _WARM = 0.2  # share of the run after which latents that an image needs are in use
 

@@ -137,7 +137,7 @@ def test_information_goes_from_none_to_all() -> None:
 def test_collapse_bands_wait_for_training_to_begin() -> None:
     """Nothing is asked of the latents at the very start; a bound that is no number is noticed at once and rolled back."""
     bands = {band.metric: band for band in VAE(VAEConfig(latent_dim=40), models.GREY).bands()}
-    assert bands["active_units"].low == 5
+    assert bands["active_units"].low == 8
     assert bands["active_units"].from_progress > 0.1
     assert bands["information_share"].action == "warn"
     assert bands["elbo.negative_elbo"].action == "rollback"
