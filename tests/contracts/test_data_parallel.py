@@ -52,6 +52,13 @@ CASES = {
     "r3gan-r2-only": Case("r3gan", 7, {"r1": False}),
     "r3gan-unconditional": Case("r3gan", 7, {"conditional": False}),
     "r3gan-bottleneck": Case("r3gan", 7, {"block": "bottleneck"}),
+    "r3gan-wgan-gp": Case("r3gan", 7, {"loss": "wasserstein", "r1": False, "r2": False, "gp": 10.0}),
+    "r3gan-augmented": Case("r3gan", 7, {"augment": {"schedule": 0.6}}),
+    "r3gan-adapting": Case("r3gan", 7, {"augment": {"every_images": 1, "speed_images": 10}}),
+    # Packs of two: 14 images are seven packs, which no group of workers shares evenly.
+    "r3gan-packs": Case("r3gan", 14, {"pac": 2}),
+    "r3gan-packs-wgan-gp": Case("r3gan", 14, {"pac": 2, "loss": "wasserstein", "r1": False, "r2": False, "gp": 10.0}),
+    "r3gan-two-time-scales": Case("r3gan", 7, {"discriminator_lr_scale": 4.0}),
     "vae-flow": Case("vae", 7, {"prior": "flow", "free_bits": 0.0}),
     "vae-flow-even": Case("vae", 6, {"prior": "flow", "free_bits": 0.0}),
     "vae-flow-free-bits": Case("vae", 7, {"prior": "flow", "free_bits": 1e6}),
@@ -231,7 +238,8 @@ def test_the_batch_of_these_tests_is_shared_unevenly() -> None:
     ("left", "right"),
     [
         *itertools.combinations([f"r3gan-{loss}" for loss in LOSSES], 2),
-        *itertools.combinations(["r3gan-relativistic", "r3gan-r1-only", "r3gan-r2-only"], 2),
+        *itertools.combinations(["r3gan-relativistic", "r3gan-r1-only", "r3gan-r2-only", "r3gan-augmented"], 2),
+        ("r3gan-wasserstein", "r3gan-wgan-gp"),
         *itertools.combinations(["vae-free-bits-none", "vae-free-bits-some", "vae-free-bits-all"], 2),
         ("vae-flow", "vae-flow-free-bits"),
         ("vae-flow", "vae-clipped"),
