@@ -33,7 +33,8 @@ STAGE_SAMPLES = 2_048
 # A second, smaller job of the same kind: the difference of both is the rate without start-up, the same way for all.
 SMALL_SHARE = 8
 
-# name -> (family, schema, samples). 28x28x1 is the generator of jobs/specs/fashion-tiny.yaml.
+# name -> (family, schema, samples). 28x28x1 is the generator that fashion-tiny had when this was first measured;
+# its size stays, so that figures of different days can be compared.
 MODELS: dict[str, tuple[dict[str, Any], dict[str, int], int]] = {
     "28x28x1": (
         {"latent_dim": 64, "generator": {"widths": [128, 64, 32], "blocks": [1, 1, 0]}},

@@ -31,7 +31,7 @@ from genworker.training.loader import Loader
 from genworker.training.spec import TrainSpec
 from genworker.training.step import Meter, Trainer
 
-PRESETS = ("fashion-tiny", "fashion-vae-tiny")
+PRESETS = ("fashion-tiny", "fashion-vae-tiny", "fashion-gpu")
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,14 @@ def engine_rows(preset: str, device: torch.device, seconds: float) -> Iterator[R
 def training_rows(preset: str, device: torch.device, seconds: float) -> Iterator[Row]:
     """Speeds of training steps, and finite gradients."""
     for precision in ("float32", "bfloat16"):
-        overrides = [f"training.precision={precision}", "training.batch_size=256"]
+        overrides = [f"training.precision={precision}", "training.batch_size=256", "data.url=shipped"]
         spec = load_spec(TrainSpec, preset, overrides, {"resources.workers": 1})
         source = open_source(spec.data)
         trainer = Trainer(spec, source, 0, 1, device)
         with Loader(source, batch_size=256, seed=0, rank=0, world_size=1, start=0) as loader:
 
             def step(trainer: Trainer = trainer, loader: Loader = loader) -> None:
-                trainer.step(next(loader), Meter())
+                trainer.step([next(loader)], Meter())
 
             rate = 256 * per_second(step, seconds)
         bad = trainer.state.counters.nonfinite_steps
