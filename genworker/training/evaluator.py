@@ -58,13 +58,14 @@ class Evaluator:
             self._next_due = (checkpoint.images_of(key) // every + 1) * every
         self._start(key)
 
-    def finish(self, key: str | None) -> None:
-        """Measure the last checkpoint, if it was not, and wait for it."""
+    def finish(self, key: str | None) -> list[str]:
+        """Measure the last checkpoint, if it was not, and wait; returns the keys that were measured after training ended."""
         deadline = time.monotonic() + _LAST_SECONDS
-        self._collect(_LAST_SECONDS)
+        measured = [self._running_key] if self._collect(_LAST_SECONDS) else []
         if key is not None and self._spec.evaluation.num_samples and key != self._done_key:
             self._start(key)
-            self._collect(max(1.0, deadline - time.monotonic()))
+            measured += [key] if self._collect(max(1.0, deadline - time.monotonic())) else []
+        return [key for key in measured if key is not None]
 
     def _is_due(self, key: str) -> bool:
         if not self._spec.evaluation.num_samples or key == self._done_key:
@@ -75,16 +76,19 @@ class Evaluator:
         self._running_key = key
         self._running = self._task.remote(self._spec.model_dump(mode="json"), self._url, key)
 
-    def _collect(self, seconds: float) -> None:
+    def _collect(self, seconds: float) -> bool:
+        """Wait up to so long for what runs, and tell its line; returns whether something was measured."""
         if self._running is None:
-            return
+            return False
         ready, _ = ray.wait([self._running], timeout=seconds)
         if not ready:
             if seconds:
                 self._on_event(f"the evaluation of {self._running_key} takes too long and is left out")
-            return
+            return False
+        measured = False
         try:
             line = ray.get(self._running)
+            measured = line is not None
         except ray.exceptions.RayTaskError as err:
             cause = err.cause if isinstance(err.cause, GenworkerError) else err
             line = f"the evaluation of {self._running_key} failed, training goes on: {str(cause).splitlines()[0]}"
@@ -93,6 +97,7 @@ class Evaluator:
         if line is not None:
             self._on_event(line)
         self._done_key, self._running = self._running_key, None
+        return measured
 
     def _spare_cpus(self) -> int:
         """One processor where the workers leave one, else none of its own: it shares theirs."""

@@ -129,7 +129,7 @@ class _Run:
                 done = self.images_seen >= settings.images
                 if self.images_seen >= next_report or done:
                     began = time.perf_counter()
-                    verdict = self._report(meter, loader.wait_seconds)
+                    verdict = self._report(meter, loader)
                     # The time of this report belongs to the next one, which then accounts for all of it.
                     meter = Meter(started=began, waited_before=loader.wait_seconds)
                     meter.spent("report", began)
@@ -145,7 +145,7 @@ class _Run:
                     meter.spent("checkpoint", began)
         return verdict
 
-    def _report(self, meter: Meter, waited: float) -> Verdict:
+    def _report(self, meter: Meter, loader: Loader) -> Verdict:
         """Gather what all ranks measured, let the watchdog judge it, tell everybody."""
         averages, seconds = meter.averages(), time.perf_counter() - meter.started
         computing = sum(meter.seconds.get(part, 0.0) for part in ("forward", "backward", "optimizer"))
@@ -160,7 +160,8 @@ class _Run:
                 **dict(zip(names, means, strict=True)),
                 **self.examiner.measure(),
                 "images_per_second": meter.images / seconds,
-                "data_wait_share": (waited - meter.waited_before) / seconds,
+                "data_wait_share": (loader.wait_seconds - meter.waited_before) / seconds,
+                "data_retries": loader.retries,
                 **{f"{part}_share": spent / seconds for part, spent in meter.seconds.items()},
                 "nonfinite_steps": counters.nonfinite_steps,
                 "skipped_steps": counters.skipped_steps,

@@ -19,9 +19,10 @@ import ray
 from genworker import cluster
 from genworker.errors import GenworkerError, SourceError, StoreError, TrainingError
 from genworker.sources import open_source
-from genworker.stores import open_store
-from genworker.training import record
+from genworker.stores import Store, open_store
+from genworker.training import checkpoint, record
 from genworker.training.board import Board, Standing
+from genworker.training.callbacks.group import CallbackGroup
 from genworker.training.evaluator import Evaluator
 from genworker.training.hooks import TrainResult
 from genworker.training.record import Metrics
@@ -61,12 +62,25 @@ def train(
             if standing.error is not None or not (outcome.get("value") or {}).get("preempted"):
                 break
         if standing.error is None and "value" in outcome:
-            evaluator.finish(standing.last_checkpoint if outcome["value"]["result"]["finished"] else None)
+            finished = outcome["value"]["result"]["finished"]
+            _tell(spec, store, evaluator.finish(standing.last_checkpoint if finished else None), on_event)
     if standing.error is not None:
         raise _with_last_checkpoint(*standing.error, standing.last_checkpoint)
     if "error" in outcome:
         raise TrainingError(_explain(outcome["error"], standing.last_checkpoint)) from outcome["error"]
     return TrainResult(**outcome["value"]["result"])
+
+
+def _tell(spec: TrainSpec, store: Store, measured: list[str], on_event: Callable[[str], None]) -> None:
+    """Hand evaluations that ended after training to the callbacks, which rank 0 cannot do any more."""
+    if not measured:
+        return
+    callbacks = CallbackGroup(spec.training.callbacks, store, spec, checkpoint.images_of(measured[-1]), on_event)
+    keys = {checkpoint.images_of(key) for key in measured}
+    for line in record.read_evaluations(store):
+        if line["images_seen"] in keys:
+            callbacks.on_evaluation(line["images_seen"], line["metrics"])
+    callbacks.close()
 
 
 class _Follower:

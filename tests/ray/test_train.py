@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genworker import bundle as bundles
 from genworker.errors import CheckpointError, ClusterError, SourceError, TrainingError
@@ -65,7 +66,11 @@ def test_checkpoints_are_measured_beside_training_and_the_best_is_kept(ray_clust
     assert any(f"evaluation at image {IMAGES}: frechet" in event for event in events), events
     (best, *_) = record.best_evaluations(evaluations, "frechet")
     assert bundles.load(store, record.BEST_PREFIX).info.lineage.images_seen == best
-    assert [info for info in store.list("tensorboard/") if "events" in info.key]
+    events_of_run = EventAccumulator(str(tmp_path / "tensorboard"))
+    events_of_run.Reload()
+    told = [event.step for event in events_of_run.Scalars("evaluation/frechet")]
+    assert told == sorted(set(told))
+    assert told[-1] == IMAGES  # measured after the workers had ended
 
 
 @pytest.mark.slow
