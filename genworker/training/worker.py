@@ -60,9 +60,9 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
                 nodes = ", ".join(node[:12] for node in notice.preempted_node_ids)
                 ray.get(board.event.remote(f"nodes {nodes} will go away: saving, and going on without them"))
 
-    def tell(method: Any, text: str) -> None:
+    def tell(method: Any, news: object) -> None:
         if rank == 0:
-            ray.get(method.remote(text))
+            ray.get(method.remote(news))
 
     if rank == 0:
         threading.Thread(target=watch_board, name="board", daemon=True).start()
@@ -82,7 +82,7 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
             ),
         )
     except DivergedError as err:
-        ray.get(board.fail.remote(err))
+        tell(board.fail, err)  # rank 0's, which knows what was seen
         return None  # all ranks end here together, so that Ray Train has nothing to start again
     except GenworkerError as err:
         ray.get(board.fail.remote(err))
