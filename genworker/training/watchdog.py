@@ -143,8 +143,9 @@ class Watchdog:
         return diverged, found
 
     def good(self) -> bool:
-        """Whether nothing is outside its band now, so that a checkpoint made now is worth going back to."""
-        return not any(self._outside.values())
+        """Whether nothing that means divergence is outside its band now, so that a checkpoint is worth going back to."""
+        fatal = {"nonfinite_steps", *(band.metric for band in self._bands if band.action == "rollback")}
+        return not any(count for kind, count in self._outside.items() if kind in fatal or kind.endswith(".grad_norm"))
 
     def rolled_back(self, nonfinite_steps: int) -> None:
         """Begin anew after a rollback; what is usual stays."""

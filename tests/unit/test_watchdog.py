@@ -65,9 +65,7 @@ def test_an_alarm_is_raised_once_after_its_patience_and_again_after_a_recovery()
     run = Run(SIGN, patience=3)
     outside = [kinds(run.report(d__sign=0.9)) for _ in range(5)]
     assert outside == [[], [], ["d.sign"], [], []]
-    assert not run.watchdog.good()
     run.report(d__sign=0.1)
-    assert run.watchdog.good()
     assert [kinds(run.report(d__sign=-0.9)) for _ in range(3)][-1] == ["d.sign"]
 
 
@@ -92,6 +90,18 @@ def test_a_band_that_means_divergence_says_so(value: float) -> None:
     """A loss beyond its band, or no number at all, is a divergence after its patience."""
     run = Run(LOSS, patience=2)
     assert [run.report(loss=value)[0] for _ in range(2)] == [False, True]
+
+
+def test_only_what_means_divergence_makes_a_checkpoint_not_worth_going_back_to() -> None:
+    """A warning may stand for a whole run; a loss, a gradient or a step on the way to divergence may not."""
+    run = Run(SIGN, LOSS)
+    run.report(d__sign=0.9, loss=1.0, g__grad_norm=1.0)
+    assert run.watchdog.good()
+    for bad in ({"loss": 2e4}, {"loss": 1.0, "g__grad_norm": math.inf}, {"loss": 1.0, "nonfinite": 1}):
+        run.report(d__sign=0.9, **{"g__grad_norm": 1.0, **bad})
+        assert not run.watchdog.good()
+        run.report(d__sign=0.9, loss=1.0, g__grad_norm=1.0)
+        assert run.watchdog.good()
 
 
 def test_the_spec_overrides_and_adds_bands() -> None:
