@@ -45,11 +45,14 @@ class Evaluator:
         self._running: Any = None
         self._running_key: str | None = None
         self._done_key: str | None = None
+        self._trained = False
+        self._late: list[str] = []
         self._next_due = 0
         self._task = ray.remote(_measure).options(num_cpus=self._spare_cpus(), max_retries=1)
 
     def offer(self, key: str | None) -> None:
         """Take note of the newest checkpoint, and tell what came of an earlier one."""
+        self._trained = key is not None and checkpoint.images_of(key) >= self._spec.training.images
         self._collect(0.0)
         if key is None or self._running is not None or not self._is_due(key):
             return
@@ -59,13 +62,14 @@ class Evaluator:
         self._start(key)
 
     def finish(self, key: str | None) -> list[str]:
-        """Measure the last checkpoint, if it was not, and wait; returns the keys that were measured after training ended."""
+        """Measure the last checkpoint, if it was not, and wait; returns what was measured after it was stored."""
         deadline = time.monotonic() + _LAST_SECONDS
-        measured = [self._running_key] if self._collect(_LAST_SECONDS) else []
+        self._trained |= key is not None
+        self._collect(_LAST_SECONDS)
         if key is not None and self._spec.evaluation.num_samples and key != self._done_key:
             self._start(key)
-            measured += [key] if self._collect(max(1.0, deadline - time.monotonic())) else []
-        return [key for key in measured if key is not None]
+            self._collect(max(1.0, deadline - time.monotonic()))
+        return self._late
 
     def _is_due(self, key: str) -> bool:
         if not self._spec.evaluation.num_samples or key == self._done_key:
@@ -76,19 +80,19 @@ class Evaluator:
         self._running_key = key
         self._running = self._task.remote(self._spec.model_dump(mode="json"), self._url, key)
 
-    def _collect(self, seconds: float) -> bool:
-        """Wait up to so long for what runs, and tell its line; returns whether something was measured."""
+    def _collect(self, seconds: float) -> None:
+        """Wait up to so long for what runs, and tell its line."""
         if self._running is None:
-            return False
+            return
         ready, _ = ray.wait([self._running], timeout=seconds)
         if not ready:
             if seconds:
                 self._on_event(f"the evaluation of {self._running_key} takes too long and is left out")
-            return False
-        measured = False
+            return
         try:
             line = ray.get(self._running)
-            measured = line is not None
+            if line is not None and self._trained and self._running_key is not None:
+                self._late.append(self._running_key)
         except ray.exceptions.RayTaskError as err:
             cause = err.cause if isinstance(err.cause, GenworkerError) else err
             line = f"the evaluation of {self._running_key} failed, training goes on: {str(cause).splitlines()[0]}"
@@ -97,7 +101,6 @@ class Evaluator:
         if line is not None:
             self._on_event(line)
         self._done_key, self._running = self._running_key, None
-        return measured
 
     def _spare_cpus(self) -> int:
         """One processor where the workers leave one, else none of its own: it shares theirs."""
