@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import torch
 
 from genworker.errors import DivergedError, GenworkerError
 from genworker.sources import open_source
@@ -36,6 +37,8 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
     rank = context.get_world_rank()
     if ray.get(board.failed.remote()):
         return None
+    # What the environment says is meant for one process of a machine, not for several that share its cores.
+    torch.set_num_threads(spec.resources.cpus_per_worker)
     store = open_store(config["url"])
     if rank == 0:
         newest = max((checkpoint.images_of(key) for key in checkpoint.keys(store)), default=0)
