@@ -1,6 +1,6 @@
 """Images per second of `genworker train` on two workers, against the same networks in a plain torch loop with two threads.
 
-    python -m tests.benchmarks.training_speed [SPEC ...]
+    python -m tests.benchmarks.training_speed [SPEC ...] [--rounds N] [--images N]
 
 Both train the same networks with the same losses, batch size and precision on the same images. The plain loop is what people
 write: one process, images in memory, torch's own random numbers, no reports and no checkpoints. Rounds alternate; medians are
@@ -9,9 +9,9 @@ printed, with the share of time that each part of a genworker step takes (rank 0
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,8 +31,6 @@ from genworker.training.loader import images_of
 from genworker.training.spec import TrainSpec
 
 SPECS = ("fashion-tiny", "fashion-vae-tiny")
-ROUNDS = 3
-IMAGES = 8_000
 PARTS = ("data_wait", "forward", "backward", "all_reduce", "optimizer", "report", "checkpoint")
 
 
@@ -100,24 +98,24 @@ def with_genworker(spec: TrainSpec, folder: Path) -> tuple[float, dict[str, floa
     return images / seconds, shares
 
 
-def measure(name: str) -> None:
+def measure(name: str, rounds: int, num_images: int) -> None:
     """Print the rows of one spec."""
     changes = (
-        f"training.images={IMAGES + 2_000}",
+        f"training.images={num_images + 2_000}",
         "resources.workers=2",
         "evaluation.num_samples=0",
         "data.url=shipped",
     )
     spec = load_spec(TrainSpec, name, changes, {})
     plain, ours, shares = [], [], []
-    for _ in range(ROUNDS):
-        plain.append(plain_loop(spec, IMAGES))
+    for _ in range(rounds):
+        plain.append(plain_loop(spec, num_images))
         with tempfile.TemporaryDirectory() as folder:
             rate, parts = with_genworker(spec, Path(folder))
         ours.append(rate)
         shares.append(parts)
     ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
-    print(f"\n{name}, batch {spec.training.batch_size}, {IMAGES:,} images, {ROUNDS} rounds")
+    print(f"\n{name}, batch {spec.training.batch_size}, {num_images:,} images, {rounds} rounds")
     print(f"| plain torch loop, 2 threads | {statistics.median(plain):,.0f} images/s |")
     print(f"| genworker train, 2 workers | {statistics.median(ours):,.0f} images/s |")
     print(f"| ratio (median of the rounds) | {ratio:.2f} |")
@@ -127,9 +125,14 @@ def measure(name: str) -> None:
 
 def main() -> None:
     """Measure the specs named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("specs", nargs="*", default=SPECS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=8_000, help="per measurement")
+    arguments = parser.parse_args()
     with cluster.connect():
-        for name in sys.argv[1:] or SPECS:
-            measure(name)
+        for name in arguments.specs:
+            measure(name, arguments.rounds, arguments.images)
 
 
 if __name__ == "__main__":
