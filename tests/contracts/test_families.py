@@ -15,11 +15,12 @@ from genworker.errors import UsageError
 from genworker.families.base import Batch
 from genworker.families.gan_losses import LOSSES
 from genworker.families.priors import FlowPrior, standard_log_prob
-from genworker.sampling.latents import normals, uniforms
+from genworker.sampling.latents import normals
 from genworker.schema import ImageSchema
 from genworker.stores import open_store
 from genworker.training import loop
 from tests.fakes import models
+from tests.fakes.steps import Context
 
 if TYPE_CHECKING:
     from genworker.families.base import Family, FamilyConfig, Losses, Networks, Phase
@@ -38,27 +39,6 @@ CASES = [
     ((1, 1, 1), "plain", "labelled"),
 ]
 MICRO_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Context:
-    """A training step of one worker, in the middle of a run."""
-
-    num_draws: int
-    progress: float = 0.5
-
-    @property
-    def batch_images(self) -> int:
-        return self.num_draws
-
-    def noise(self, stream: int, dim: int) -> torch.Tensor:
-        return torch.from_numpy(normals(0, 16 + stream, 0, self.num_draws, dim))
-
-    def uniform(self, stream: int, dim: int) -> torch.Tensor:
-        return torch.from_numpy(uniforms(0, 16 + stream, 0, self.num_draws, dim))
-
-    def global_mean(self, value: torch.Tensor) -> torch.Tensor:
-        return value.detach()
 
 
 @dataclass(frozen=True)
