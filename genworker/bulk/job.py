@@ -6,6 +6,7 @@ image. It may die at any point: the next run of the same request lists what is t
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from genworker import cluster
 from genworker.bulk import commit
 from genworker.bulk.plan import Numerics, Plan, Task
 from genworker.bulk.pool import ShardPool
+from genworker.bulk.protocol import Driver
 from genworker.bulk.records import Manifest, Receipt
 from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
 from genworker.bulk.shard import ShardMaker
@@ -25,10 +27,6 @@ from genworker.device import pick_device
 from genworker.errors import UsageError
 from genworker.schema import ImageSchema
 from genworker.stores import open_store
-from genworker.stores.base import Store
-
-_RECEIPTS_PER_OBJECT = 256
-_SECONDS_PER_OBJECT = 5.0
 
 
 @dataclass(frozen=True)
@@ -109,32 +107,11 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
         try:
             if plan is None:
                 plan = make_plan(spec, bundle.info, pool.ask("numerics", spec, schema))
-                commit.claim(store, plan)
-            commit.store_bundle(store, bundle)
-            return _evaluate(plan, store, pool, reporter)
+            begin = functools.partial(reporter.begin, plan)
+            driver = Driver(store, plan, bundle, pool.run, on_recalled=begin, on_made=reporter.made)
+            return JobResult(driver.run(), reporter.samples_made, reporter.seconds)
         finally:
             pool.close()
-
-
-def _evaluate(plan: Plan, store: Store, pool: ShardPool, reporter: _Reporter) -> JobResult:
-    written = commit.read_receipts(store, plan)
-    receipts = commit.committed(store, plan, written)
-    reporter.begin(plan, receipts)
-    # Shards that are stored but were adopted without a receipt get theirs with the first batch.
-    unwritten = [receipts[index] for index in sorted(receipts.keys() - written.keys())]
-    written_at = time.monotonic()
-    try:
-        for receipt in pool.run(task for task in plan.tasks() if task.shard_index not in receipts):
-            receipts[receipt.shard_index] = receipt
-            unwritten.append(receipt)
-            reporter.made(receipt)
-            if len(unwritten) >= _RECEIPTS_PER_OBJECT or time.monotonic() - written_at > _SECONDS_PER_OBJECT:
-                commit.write_receipts(store, plan, unwritten)
-                unwritten, written_at = [], time.monotonic()
-    finally:
-        commit.write_receipts(store, plan, unwritten)
-    manifest = commit.publish(store, plan, receipts)
-    return JobResult(manifest, reporter.samples_made, reporter.seconds)
 
 
 class _Reporter:

@@ -19,7 +19,17 @@ FLOORS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
     1: ("schema", "config", "registry"),
     2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "metrics.*", "device"),
-    3: ("bundle", "sampling.*", "bulk.plan", "bulk.records", "bulk.commit", "reading.*", "report", "report.sheet"),
+    3: (
+        "bundle",
+        "sampling.*",
+        "bulk.plan",
+        "bulk.records",
+        "bulk.commit",
+        "bulk.protocol",
+        "reading.*",
+        "report",
+        "report.sheet",
+    ),
     4: (
         *(
             f"training.{name}"

@@ -1,0 +1,154 @@
+"""The driver's way through the commit protocol, as a state machine over storage.
+
+    CLAIM    put the plan, read it back           create-only; another plan ends here
+    BUNDLE   put the bundle beside it             before any shard is made from it
+    RECALL   read receipts, list and adopt shards what earlier runs and other drivers committed
+    MAKE     take one receipt from the makers     they put shards, each create-only
+    RECORD   put the receipts that wait           then MAKE again, or PUBLISH when all is made
+    PUBLISH  list shards, put manifest, _SUCCESS  create-only, last
+
+In: a store, a plan, its bundle, and something that makes shards. Out: a manifest. A driver may be killed at any point and run
+beside others of the same plan: all that it knows it can read back, and every put is one that anybody may repeat.
+`tests/unit/test_protocol.py` runs this code through all interleavings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+
+from genworker.bulk import commit
+from genworker.bulk.plan import Plan, Task
+from genworker.bulk.records import Manifest, Receipt
+from genworker.bundle import Bundle
+from genworker.errors import StoreError
+from genworker.stores.base import Store
+
+RECEIPTS_PER_OBJECT = 256
+SECONDS_PER_OBJECT = 5.0
+
+Makers = Callable[[Iterator[Task]], Iterator[Receipt]]
+
+
+class State(Enum):
+    """Where a driver stands; the value is the state's name in logs."""
+
+    CLAIM = "claim"
+    BUNDLE = "bundle"
+    RECALL = "recall"
+    MAKE = "make"
+    RECORD = "record"
+    PUBLISH = "publish"
+    DONE = "done"
+
+
+class Driver:
+    """One run of a job. `step` does the work of the present state and moves to the next; `run` does all of them.
+
+    Args:
+        store: of the dataset.
+        plan: to carry out.
+        bundle: that the plan names.
+        make: makes and commits the tasks that it is given, each once, and yields receipts in any order.
+        on_recalled: told of the receipts that were there, once.
+        on_made: told of each new receipt.
+        receipts_per_object: how many receipts wait at most before they are stored.
+
+    Attributes:
+        state: where the driver stands.
+        receipts: what is known to be committed, by shard index.
+        waiting: receipts that no object below .genworker/receipts/ holds yet.
+        manifest: of the published dataset, once the state is DONE.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        bundle: Bundle,
+        make: Makers,
+        *,
+        on_recalled: Callable[[Mapping[int, Receipt]], None] = lambda _receipts: None,
+        on_made: Callable[[Receipt], None] = lambda _receipt: None,
+        receipts_per_object: int = RECEIPTS_PER_OBJECT,
+    ) -> None:
+        self.state = State.CLAIM
+        self.receipts: dict[int, Receipt] = {}
+        self.waiting: list[Receipt] = []
+        self.manifest: Manifest | None = None
+        self._store, self._plan, self._bundle, self._make = store, plan, bundle, make
+        self._on_recalled, self._on_made = on_recalled, on_made
+        self._receipts_per_object = receipts_per_object
+        self._recorded_at = time.monotonic()
+        self._made: Iterator[Receipt] | None = None
+        self._steps: dict[State, Callable[[], State]] = {
+            State.CLAIM: self._claim,
+            State.BUNDLE: self._store_bundle,
+            State.RECALL: self._recall,
+            State.MAKE: self._take,
+            State.RECORD: self._record,
+            State.PUBLISH: self._publish,
+        }
+
+    def run(self) -> Manifest:
+        """Go on until the dataset is published.
+
+        Raises:
+            GenworkerError: a step failed; what was made stays, and another run goes on from there.
+        """
+        try:
+            while self.state is not State.DONE:
+                self.step()
+        except BaseException:
+            # Spares the next run a look into these shards; what ended this run is the error to tell.
+            with contextlib.suppress(StoreError):
+                commit.write_receipts(self._store, self._plan, self.waiting)
+            raise
+        assert self.manifest is not None
+        return self.manifest
+
+    def step(self) -> None:
+        """Do the work of the present state."""
+        self.state = self._steps[self.state]()
+
+    def _claim(self) -> State:
+        commit.claim(self._store, self._plan)
+        return State.BUNDLE
+
+    def _store_bundle(self) -> State:
+        commit.store_bundle(self._store, self._bundle)
+        return State.RECALL
+
+    def _recall(self) -> State:
+        recorded = commit.read_receipts(self._store, self._plan)
+        self.receipts = commit.committed(self._store, self._plan, recorded)
+        # Shards that were adopted get a receipt with the first batch.
+        self.waiting = [self.receipts[index] for index in sorted(self.receipts.keys() - recorded.keys())]
+        self._on_recalled(self.receipts)
+        self._recorded_at = time.monotonic()
+        return State.MAKE
+
+    def _take(self) -> State:
+        if self._made is None:
+            done = frozenset(self.receipts)
+            self._made = self._make(task for task in self._plan.tasks() if task.shard_index not in done)
+        receipt = next(self._made, None)
+        if receipt is None:
+            return State.RECORD if self.waiting else State.PUBLISH
+        self.receipts[receipt.shard_index] = receipt
+        self.waiting.append(receipt)
+        self._on_made(receipt)
+        full = len(self.waiting) >= self._receipts_per_object
+        return State.RECORD if full or time.monotonic() - self._recorded_at > SECONDS_PER_OBJECT else State.MAKE
+
+    def _record(self) -> State:
+        commit.write_receipts(self._store, self._plan, self.waiting)
+        self.waiting = []
+        self._recorded_at = time.monotonic()
+        return State.MAKE
+
+    def _publish(self) -> State:
+        self.manifest = commit.publish(self._store, self._plan, self.receipts)
+        return State.DONE
