@@ -79,7 +79,7 @@ def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
             "labels": spec.labels,
             "split": spec.split,
             "format": spec.format,
-            "codec": spec.codec,
+            "codec": codecs.canonical(spec.codec),
             "numerics": numerics.model_dump(),
         },
         origin="generate",

@@ -20,7 +20,12 @@ from genworker import codecs, formats
 @click.option(
     "--format", "format", default="parquet", show_default=True, help=f"Of shards: {', '.join(formats.names())}."
 )
-@click.option("--codec", default="png", show_default=True, help=f"Of images: {', '.join(codecs.names())}.")
+@click.option(
+    "--codec",
+    default="png",
+    show_default=True,
+    help=f"Of images: {', '.join(codecs.names())}; with a quality of 1 to 100 as in jpeg:85 where it is lossy.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32"]),

@@ -44,6 +44,7 @@ class PngCodec:
     is_image_file: ClassVar[bool] = True
     channels: ClassVar[tuple[int, ...]] = tuple(_COLOUR_TYPES)
     max_side: ClassVar[int] = 2**31 - 1
+    default_quality: ClassVar[int | None] = None
     library = _library()
 
     def __init__(self, schema: ImageSchema) -> None:

@@ -25,6 +25,7 @@ class RawCodec:
     is_image_file: ClassVar[bool] = False
     channels: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
     max_side: ClassVar[int] = 2**31 - 1
+    default_quality: ClassVar[int | None] = None
     library = "raw 1"
 
     def __init__(self, schema: ImageSchema) -> None:

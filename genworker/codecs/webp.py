@@ -1,7 +1,8 @@
-"""Lossless WebP by imagecodecs (libwebp): gray, RGB or RGBA.
+"""WebP by imagecodecs (libwebp), without loss and with: gray, RGB or RGBA.
 
-In: uint8 [H, W, C] with channels in RGB order. Out: a WebP file, smaller than PNG and slower to write. WebP knows no
-gray: gray images are stored as RGB with three equal channels, at next to no cost, and read back as gray.
+In: uint8 [H, W, C] with channels in RGB order. Out: a WebP file. Without loss it is smaller than PNG and slower to write;
+with loss smaller than JPEG, with colours at half resolution. WebP knows no gray: gray images are stored as RGB with three
+equal channels, at next to no cost, and read back as gray.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ if TYPE_CHECKING:
 _METHOD = 1
 _EFFORT = 0
 
+# With loss, libwebp's default: lower methods are hardly faster on small images and up to 25% larger.
+_LOSSY_METHOD = 4
+# Equal channels come back unequal by the rounding of YUV, and by no more.
+_GRAY_ROUNDING = 4
 
-class WebpCodec:
-    """Follows `base.Codec`; lossless, transparent pixels included."""
 
-    name: ClassVar[str] = "webp"
+class _Webp:
     extension: ClassVar[str] = "webp"
-    lossless: ClassVar[bool] = True
     is_image_file: ClassVar[bool] = True
     channels: ClassVar[tuple[int, ...]] = (1, 3, 4)
     max_side: ClassVar[int] = 16_382
-    library = f"imagecodecs {imagecodecs.__version__}, {imagecodecs.webp_version()}, method {_METHOD}, effort {_EFFORT}"
+
+    # How far the channels of a gray image may be from each other after decoding.
+    _gray_rounding: ClassVar[int] = 0
 
     def __init__(self, schema: ImageSchema) -> None:
         self._schema = schema
@@ -40,12 +44,6 @@ class WebpCodec:
         self._stored_shape = (schema.height, schema.width, 4 if schema.channels == 4 else 3)
         raw = schema.height * schema.width * self._stored_shape[2]
         self.max_bytes = raw + raw // 8 + 1024
-
-    def encode(self, pixels: Pixels) -> bytes:
-        """Return the bytes of a WebP file."""
-        check_pixels(pixels, self._shape)
-        stored = as_plain(np.broadcast_to(pixels, self._stored_shape), self._stored_shape)
-        return bytes(imagecodecs.webp_encode(stored, level=_EFFORT, lossless=True, method=_METHOD))
 
     def decode(self, data: bytes) -> Pixels:
         """Return uint8 [H, W, C]; raises DatasetError for no WebP, another size, colours in a gray image, or a lost end."""
@@ -64,6 +62,45 @@ class WebpCodec:
             ) from err
         if self._schema.channels > 1:
             return pixels
-        if (pixels != pixels[..., :1]).any():
+        if int(np.ptp(pixels, axis=-1).max()) > self._gray_rounding:
             raise DatasetError(f"WebP of {len(data)} bytes: it has colours, expected {self._schema.describe()}")
-        return pixels[..., :1].copy()
+        return pixels[..., 1:2].copy()
+
+    def _stored(self, pixels: Pixels) -> Pixels:
+        check_pixels(pixels, self._shape)
+        return as_plain(np.broadcast_to(pixels, self._stored_shape), self._stored_shape)
+
+
+class WebpCodec(_Webp):
+    """Follows `base.Codec`; lossless, transparent pixels included."""
+
+    name: ClassVar[str] = "webp"
+    lossless: ClassVar[bool] = True
+    default_quality: ClassVar[int | None] = None
+    library = f"imagecodecs {imagecodecs.__version__}, {imagecodecs.webp_version()}, method {_METHOD}, effort {_EFFORT}"
+
+    def encode(self, pixels: Pixels) -> bytes:
+        """Return the bytes of a WebP file."""
+        return bytes(imagecodecs.webp_encode(self._stored(pixels), level=_EFFORT, lossless=True, method=_METHOD))
+
+
+class WebpLossyCodec(_Webp):
+    """Follows `base.Codec`; lossy, but for alpha."""
+
+    name: ClassVar[str] = "webp-lossy"
+    lossless: ClassVar[bool] = False
+    default_quality: ClassVar[int | None] = 90
+    _gray_rounding = _GRAY_ROUNDING
+
+    def __init__(self, schema: ImageSchema, quality: int) -> None:
+        super().__init__(schema)
+        self._quality = quality
+        self.library = (
+            f"imagecodecs {imagecodecs.__version__}, {imagecodecs.webp_version()}, method {_LOSSY_METHOD}, "
+            f"quality {quality}"
+        )
+
+    def encode(self, pixels: Pixels) -> bytes:
+        """Return the bytes of a WebP file."""
+        stored = self._stored(pixels)
+        return bytes(imagecodecs.webp_encode(stored, level=self._quality, lossless=False, method=_LOSSY_METHOD))

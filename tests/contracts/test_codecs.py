@@ -62,14 +62,16 @@ def test_lossless_codec_gives_back_the_same_pixels(name: str, schema: ImageSchem
     seed=st.integers(0, 2**32),
 )
 def test_lossy_codec_gives_back_nearly_the_same_pixels(name: str, schema: ImageSchema, seed: int) -> None:
-    """Smooth pictures come back in their size and type, on average less than 2 of 255 levels away."""
+    """Smooth pictures come back in their size and type, on average less than 2 of 255 levels away; 8 where colours are
+    stored at half resolution, which in pictures of one or two pixels is all that there is.
+    """
     assume(schema.channels in codecs.get(name).channels)
     pixels = waves(schema, seed)
     codec = codecs.make(name, schema)
     decoded = codec.decode(codec.encode(pixels))
     assert decoded.dtype == np.uint8
     assert decoded.shape == schema.pixel_shape
-    assert np.abs(decoded.astype(int) - pixels).mean() < 2
+    assert np.abs(decoded.astype(int) - pixels).mean() < (8 if name == "webp-lossy" else 2)
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -159,7 +161,9 @@ def test_image_of_another_channel_count_is_refused_or_the_same_picture(name: str
     gray, colour = SCHEMA.model_copy(update={"channels": 1}), SCHEMA
     with contextlib.suppress(DatasetError):
         read = codecs.make(name, colour).decode(codecs.make(name, gray).encode(noise(gray)))
-        np.testing.assert_array_equal(read, np.broadcast_to(noise(gray), colour.pixel_shape))
+        seen = codecs.make(name, gray).decode(codecs.make(name, gray).encode(noise(gray)))
+        rounding = 4 if name == "webp-lossy" else 0
+        assert np.abs(read.astype(int) - np.broadcast_to(seen, colour.pixel_shape)).max() <= rounding
     with pytest.raises(DatasetError):
         codecs.make(name, gray).decode(codecs.make(name, colour).encode(noise(colour)))
     with pytest.raises(ValueError, match="made for uint8"):
@@ -203,7 +207,7 @@ def test_image_files_open_elsewhere_with_the_right_colours(name: str, channels: 
     with Image.open(io.BytesIO(codec.encode(pixels))) as image:
         # WebP has no gray: what it holds is converted, without loss since the channels are equal.
         seen = np.asarray(image.convert(mode)).reshape(schema.pixel_shape)
-    assert np.abs(seen.astype(int) - pixels).mean() <= (0 if codec.lossless else 2)
+    assert np.abs(seen.astype(int) - pixels).mean() <= (0 if codec.lossless else 3)
 
 
 def test_webp_keeps_the_colours_of_transparent_pixels() -> None:
@@ -231,7 +235,48 @@ def test_png_names_the_zlib_that_decides_its_bytes() -> None:
     assert "zlib 1." in codecs.make("png", SCHEMA).library
 
 
+@pytest.mark.parametrize("name", LOSSY)
+def test_quality_decides_size_and_error(name: str) -> None:
+    """Lossy codecs take a quality after a colon: a higher one costs bytes and saves error, and max_bytes holds for all."""
+    schema = ImageSchema(channels=3, height=64, width=48)
+    pixels, hard = waves(schema), noise(schema) // 128 * 255
+    sizes, errors = [], []
+    for quality in (1, 50, 95, 100):
+        codec = codecs.make(f"{name}:{quality}", schema)
+        sizes.append(len(codec.encode(pixels)))
+        errors.append(float(np.abs(codec.decode(codec.encode(pixels)).astype(int) - pixels).mean()))
+        assert len(codec.encode(hard)) <= codec.max_bytes
+        assert f"quality {quality}" in codec.library
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    default = f"{name}:{codecs.get(name).default_quality}"
+    assert codecs.make(name, schema).encode(pixels) == codecs.make(default, schema).encode(pixels)
+
+
+def test_a_codec_has_one_spelling() -> None:
+    """What goes into a plan is the name, and the quality in decimal where there is one."""
+    texts = ["png", "raw", "webp", "jpeg", "jpeg:90", "jpeg:090", "jpeg:7", "webp-lossy"]
+    expected = ["png", "raw", "webp", "jpeg:90", "jpeg:90", "jpeg:90", "jpeg:7", "webp-lossy:90"]
+    assert [codecs.canonical(text) for text in texts] == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["jpeg:", "jpeg:0", "jpeg:101", "jpeg:9.5", "jpeg:-1", "jpeg:\u0669", "jpeg:90:1", "jpeg: 9"]
+)
+def test_impossible_qualities_are_refused(text: str) -> None:
+    """A quality outside 1 to 100, or no number, is a UsageError that shows how to write one."""
+    with pytest.raises(UsageError, match=r"whole number from 1 to 100, as in jpeg:90"):
+        codecs.make(text, SCHEMA)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_codecs_without_a_quality_take_none(name: str) -> None:
+    """A quality for a lossless codec is a UsageError."""
+    with pytest.raises(UsageError, match=f"{name} has no quality; write {name}"):
+        codecs.canonical(f"{name}:90")
+
+
 def test_unknown_codec_is_answered_with_the_known_names() -> None:
     """A codec that nobody registered is a UsageError with all names and the nearest one."""
-    with pytest.raises(UsageError, match="known: png, webp, jpeg, raw; did you mean 'png'"):
+    with pytest.raises(UsageError, match="known: png, webp, webp-lossy, jpeg, raw; did you mean 'png'"):
         codecs.get("pgn")
