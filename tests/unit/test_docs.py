@@ -74,7 +74,7 @@ def test_the_readme_names_what_the_registries_hold() -> None:
         assert set(re.findall(r"^\| `([^`]+)` \|", rows, re.MULTILINE)) == set(table)
     sentence = re.search(r"Image codecs: (.*?)\n\n", README, re.DOTALL)
     assert sentence is not None
-    assert set(re.findall(r"`(\w+)`", sentence[1])) == set(codecs.CODECS)
+    assert set(re.findall(r"`([\w-]+)`", sentence[1])) == set(codecs.CODECS)
 
 
 def test_the_add_a_table_names_real_tables() -> None:
