@@ -106,12 +106,13 @@ class BlockCache(Generic[BlockT]):
             self.get(number)
 
     def _make_room(self, added: int) -> None:
-        self.held_bytes += added
+        held = self.held_bytes + added
         kept = [number for number, block in self._blocks.items() if block.done()]
         for number in kept[:-1]:
-            if self.held_bytes <= self._max_bytes:
+            if held <= self._max_bytes:
                 break
-            self.held_bytes -= self._blocks.pop(number).result().nbytes
+            held -= self._blocks.pop(number).result().nbytes
+        self.held_bytes = held  # set once, because it is read without the lock
 
 
 class BlockSource(EncodedSource, Generic[BlockT]):
