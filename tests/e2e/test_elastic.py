@@ -47,6 +47,22 @@ SPEC = {
 }
 
 
+# A node that is gone is noticed within seconds, not half a minute.
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
+}
+NODE = [
+    "--block",
+    "--num-cpus=1",
+    "--node-ip-address=127.0.0.1",
+    "--min-worker-port=0",
+    "--max-worker-port=0",
+    "--disable-usage-stats",
+]
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A head and a second node, each a program with one CPU."""
@@ -59,31 +75,26 @@ class Cluster:
         return {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": self.address}
 
 
-@contextlib.contextmanager
-def two_nodes(folder: Path) -> Iterator[Cluster]:
-    """Start two Ray nodes on loopback, on free ports, and end them by their process ids."""
-    # A node that is gone is noticed within seconds, not half a minute.
-    health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
-    environment = {"RAY_AUTH_MODE": "disabled"} | health
-    port = free_port()
-    address = f"127.0.0.1:{port}"
-    common = [
-        "--block",
-        "--num-cpus=1",
-        "--node-ip-address=127.0.0.1",
-        "--min-worker-port=0",
-        "--max-worker-port=0",
-        "--disable-usage-stats",
-    ]
-    head = ["ray", "start", "--head", f"--port={port}", "--include-dashboard=false"]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(running([*head, *common], folder, environment))
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray node on loopback, ended by its process ids."""
+    folder = tmp_path_factory.mktemp("head")
+    address = f"127.0.0.1:{free_port()}"
+    command = ["ray", "start", "--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false", *NODE]
+    with running(command, folder, ENVIRONMENT):
         ready = ["python", "-c", f"import ray; ray.init('{address}', logging_level='ERROR')"]
         for _ in range(20):
-            if run(ready, folder, environment).process.returncode == 0:
+            if run(ready, folder, ENVIRONMENT).process.returncode == 0:
                 break
-        second = ["ray", "start", f"--address={address}", '--resources={"second": 1}']
-        yield Cluster(address, stack.enter_context(running([*second, *common], folder, environment)))
+        yield address
+
+
+@pytest.fixture
+def cluster(head: str, tmp_path: Path) -> Iterator[Cluster]:
+    """The head with a second node, for one test to lose."""
+    command = ["ray", "start", f"--address={head}", '--resources={"second": 1}', *NODE]
+    with running(command, tmp_path, ENVIRONMENT) as second:
+        yield Cluster(head, second)
 
 
 def worlds(url: Path) -> list[int]:
@@ -101,9 +112,9 @@ def training_on_two(cluster: Cluster, folder: Path) -> Iterator[tuple[Program, P
         yield program, out
 
 
-def test_a_killed_node_costs_at_most_one_checkpoint_interval(tmp_path: Path) -> None:
+def test_a_killed_node_costs_at_most_one_checkpoint_interval(cluster: Cluster, tmp_path: Path) -> None:
     """SIGKILL of every process of a node: the run goes on with one worker from the newest checkpoint, on the same batches."""
-    with two_nodes(tmp_path) as cluster, training_on_two(cluster, tmp_path) as (program, out):
+    with training_on_two(cluster, tmp_path) as (program, out):
         assert worlds(out) == [2]
         for process in cluster.second.family():
             with contextlib.suppress(ProcessLookupError):
@@ -122,16 +133,16 @@ def test_a_killed_node_costs_at_most_one_checkpoint_interval(tmp_path: Path) -> 
 DRAIN = """
 import subprocess, sys, ray
 ray.init(sys.argv[1], logging_level="ERROR")
-(node,) = [node["NodeID"] for node in ray.nodes() if "second" in node["Resources"]]
+(node,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and "second" in node["Resources"]]
 command = ["ray", "drain-node", "--address", sys.argv[1], "--node-id", node, "--deadline-remaining-seconds", "600"]
 command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
 sys.exit(subprocess.run(command).returncode)
 """
 
 
-def test_a_node_that_is_announced_to_go_away_costs_nothing(tmp_path: Path) -> None:
+def test_a_node_that_is_announced_to_go_away_costs_nothing(cluster: Cluster, tmp_path: Path) -> None:
     """Ray's preemption notice: the workers save where they are, and the run goes on from there without the node."""
-    with two_nodes(tmp_path) as cluster, training_on_two(cluster, tmp_path) as (program, out):
+    with training_on_two(cluster, tmp_path) as (program, out):
         done = run(["python", "-c", DRAIN, cluster.address], tmp_path, cluster.environment())
         assert done.process.returncode == 0, done.stdout + done.stderr
         program.wait_until(lambda: len(worlds(out)) > 1)
