@@ -76,10 +76,10 @@ def _start() -> None:
     )
 
 
-def actor_options(*, use_gpu: bool) -> dict[str, Any]:
-    """Ray options of a bulk actor: one CPU or one GPU, no automatic restarts (the pool counts attempts itself)."""
+def actor_options(*, use_gpu: bool, num_cpus: int = 1) -> dict[str, Any]:
+    """Ray options of a bulk actor: its processors, no automatic restarts (the pool counts attempts itself)."""
     return {
-        "num_cpus": 1,
+        "num_cpus": num_cpus,
         "num_gpus": 1 if use_gpu else 0,
         "max_restarts": 0,
         "max_task_retries": 0,
@@ -101,7 +101,7 @@ def check_actors(wanted: int | None, options: dict[str, Any], num_tasks: int) ->
         if options[f"num_{name.lower()}s"]
     )
     if fits < (wanted or 1):
-        per_actor = "1 CPU and 1 GPU" if options["num_gpus"] else "1 CPU"
+        per_actor = f"{options['num_cpus']} CPU" + (" and 1 GPU" if options["num_gpus"] else "")
         raise ClusterError(
             f"{wanted or 1} actors were asked for, each needs {per_actor}; the cluster has {there.get('CPU', 0):g} CPUs and "
             f"{there.get('GPU', 0):g} GPUs, enough for {fits}: lower --actors or add nodes"

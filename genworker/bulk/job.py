@@ -7,6 +7,7 @@ image. It may die at any point: the next run of the same request lists what is t
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from genworker.device import pick_device
 from genworker.errors import UsageError
 from genworker.schema import ImageSchema
 from genworker.stores import open_store
+
+# Of one actor at a time. One computes while another is on its way to the store; beside a GPU a third is being encoded.
+_TASKS_ON_CPU, _TASKS_ON_GPU = 2, 3
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,14 @@ class JobResult:
 
 
 class ShardActor:
-    """What runs in each Ray actor; a plain class, so that it is tested without Ray."""
+    """What runs in each Ray actor; a plain class, so that it is tested without Ray. Its methods run in several threads."""
 
-    def __init__(self, out: str, *, use_gpu: bool) -> None:
+    def __init__(self, out: str, *, use_gpu: bool, num_cpus: int = 1) -> None:
         self._store = open_store(out)
         self._device = pick_device(use_gpu=use_gpu)
+        self._num_cpus = num_cpus
         self._maker: ShardMaker | None = None
+        self._setting_up = threading.Lock()
 
     def numerics(self, spec: GenerateSpec, schema: ImageSchema) -> Numerics:
         """The numerics of this actor's kind of machine, for a new plan."""
@@ -68,8 +74,9 @@ class ShardActor:
 
     def make(self, task: Task, attempt: int) -> Receipt:
         """Make and commit one shard."""
-        if self._maker is None:
-            self._maker = ShardMaker(self._store, self._device)
+        with self._setting_up:
+            if self._maker is None:
+                self._maker = ShardMaker(self._store, self._device, self._num_cpus)
         return self._maker.make(task, attempt)
 
 
@@ -94,13 +101,16 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
     # All but the numerics, which only an actor's machine knows: everything is checked before an actor starts.
     draft = plan or make_plan(spec, bundle.info, numerics_for(spec, schema, torch.device("cpu")))
     with cluster.connect():
-        options = cluster.actor_options(use_gpu=spec.use_gpu)
+        options = cluster.actor_options(use_gpu=spec.use_gpu, num_cpus=spec.cpus_per_actor)
         num_actors = cluster.check_actors(spec.actors, options, draft.num_shards)
-        remote = ray.remote(ShardActor).options(**options)
+        tasks_at_once = _TASKS_ON_GPU if spec.use_gpu else _TASKS_ON_CPU
+        remote = ray.remote(ShardActor).options(**options, max_concurrency=tasks_at_once)
         reporter = _Reporter(on_progress)
         pool = ShardPool(
-            lambda: remote.remote(store.url, use_gpu=spec.use_gpu),  # absolute: actors have other working directories
+            # The URL is absolute, because actors have other working directories.
+            lambda: remote.remote(store.url, use_gpu=spec.use_gpu, num_cpus=spec.cpus_per_actor),
             num_actors,
+            depth=tasks_at_once,
             max_attempts=spec.max_attempts,
             on_event=reporter.event,
         )

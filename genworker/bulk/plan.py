@@ -40,6 +40,10 @@ class Numerics(Spec):
     micro_batch: Annotated[int, Field(ge=1, le=65536)] = Field(
         description="samples per evaluation, on a fixed global grid"
     )
+    upsampling: Literal["transposed", "subpixel"] = Field(
+        "transposed", description="how transposed convolutions to an image are computed"
+    )
+    launch: Literal["eager", "cuda_graph"] = Field("eager", description="how the kernels of a GPU are started")
     libraries: dict[str, str] = Field(description="name -> version of what computes and encodes")
 
 

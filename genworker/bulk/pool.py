@@ -51,7 +51,7 @@ class ShardPool:
     Args:
         start_actor: starts one actor with a remote method ``make(task, attempt) -> Receipt``.
         num_actors: how many.
-        depth: tasks given to an actor at a time; two keep it busy while a receipt is on its way.
+        depth: tasks given to an actor at a time; it carries out as many at once as it has threads for.
         max_attempts: how often one task is tried.
         on_event: told in one line of every failed attempt and every lost actor.
     """

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from genworker.bulk.plan import Plan
+from genworker.bulk.stages import StageSeconds
 from genworker.config import Spec
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -23,6 +24,9 @@ class Receipt(Spec):
     num_bytes: Annotated[int, Field(ge=1)]
     sha256: Sha256
     attempt: Annotated[int, Field(ge=0)] = Field(0, description="how many attempts at this task came before")
+    stages: StageSeconds | None = Field(
+        None, exclude=True, description="where the time of the attempt went; not stored"
+    )
 
 
 class ReceiptBatch(Spec):

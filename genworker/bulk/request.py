@@ -43,6 +43,7 @@ class GenerateSpec(Spec):
     precision: Literal["auto", "float32"] = Field("auto", description="auto takes bfloat16 where the processor has it")
     actors: Annotated[int, Field(ge=1)] | None = Field(None, description="default: one per GPU, or one per CPU")
     use_gpu: bool = False
+    cpus_per_actor: Annotated[int, Field(ge=1)] = Field(1, description="to compute with, or to encode beside a GPU")
     max_attempts: Annotated[int, Field(ge=1)] = 3
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
 
 import torch
 
 from genworker import bundle as bundles
 from genworker import codecs, formats
 from genworker.bulk import commit
+from genworker.bulk.encoding import Encoder
 from genworker.bulk.plan import BUNDLE_PREFIX, Numerics, Task
 from genworker.bulk.records import Manifest, Receipt
+from genworker.bulk.stages import StageSeconds
 from genworker.errors import DeterminismError, PlanError
-from genworker.sampling.engine import resolve_numerics
-from genworker.schema import ImageSchema
+from genworker.sampling.numerics import resolve_numerics
+from genworker.schema import ImageSchema, SampleBatch
 from genworker.stores.base import Store
 from genworker.works.base import Work
 from genworker.works.generate import GenerateWork
@@ -35,9 +39,19 @@ def numerics_here(
 
 
 class ShardMaker:
-    """Makes shards of one plan. Set up once per process: loads the bundle that lies beside the plan."""
+    """Makes shards of one plan, in as many threads as call it. Set up once per process: loads the bundle beside the plan.
 
-    def __init__(self, store: Store, device: torch.device) -> None:
+    Threads take turns at generating, so that one shard is generated while those before it are encoded to their end,
+    assembled and uploaded; each shard is made by one thread, and what goes wrong is raised there. In memory are, per thread,
+    one encoded shard and a few micro-batches of pixels.
+
+    Args:
+        store: the dataset's.
+        device: where the generator computes.
+        num_cpus: processors of this process. A GPU leaves all of them to encoder threads, a CPU all but its own.
+    """
+
+    def __init__(self, store: Store, device: torch.device, num_cpus: int = 1) -> None:
         plan = commit.read_plan(store)
         if plan is None:
             raise PlanError(f"{store.url}: there is no plan; `genworker generate` makes one")
@@ -52,17 +66,36 @@ class ShardMaker:
                 )
         self._format = plan.open_format()
         self._work: Work = GenerateWork(plan, bundles.load(store, BUNDLE_PREFIX), device)
+        self._encoder = Encoder(codecs.make(plan.codec, plan.image_schema), num_cpus - (device.type == "cpu"))
+        self._turn = threading.Lock()
 
-    def encode(self, task: Task) -> bytes:
-        """The bytes of one shard, a pure function of the plan and the task."""
+    def encode(self, task: Task, stages: StageSeconds | None = None) -> bytes:
+        """The bytes of one shard, a pure function of the plan and the task; adds to ``stages`` where the time went."""
+        stages = stages or StageSeconds()
         writer = self._format.writer(self.plan.provenance(task))
-        for batch in self._work.run(task):
-            writer.write(batch)
-        return writer.close()
+        with contextlib.closing(self._in_turn(task, stages)) as batches:
+            for batch, images in self._encoder.encode(batches, stages):
+                with stages.timed("write"):
+                    writer.write(batch, images)
+        with stages.timed("write"):
+            return writer.close()
 
     def make(self, task: Task, attempt: int) -> Receipt:
         """Make and commit one shard. Raises DeterminismError when the store holds it with other bytes."""
-        return commit.commit_shard(self._store, task, self.encode(task), attempt)
+        stages = StageSeconds()
+        data = self.encode(task, stages)
+        with stages.timed("put"):
+            receipt = commit.commit_shard(self._store, task, data, attempt)
+        return receipt.model_copy(update={"stages": stages})
+
+    def _in_turn(self, task: Task, stages: StageSeconds) -> Generator[SampleBatch]:
+        """The samples of a task, made while no other thread makes any; whatever follows the last of them is not waited for."""
+        with stages.timed("waiting"):
+            self._turn.acquire()
+        try:
+            yield from self._work.run(task, stages)
+        finally:
+            self._turn.release()
 
 
 def resample(

@@ -35,6 +35,13 @@ from genworker import codecs, formats
 )
 @click.option("--actors", type=click.IntRange(min=1), help="Default: as many as the cluster holds.")
 @click.option("--use-gpu", is_flag=True, help="One GPU per actor.")
+@click.option(
+    "--cpus-per-actor",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Beside a GPU they encode.",
+)
 @click.option("--max-attempts", type=click.IntRange(min=1), default=3, show_default=True, help="Per shard.")
 @click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop.")
 def generate(dry_run: bool, **flags: object) -> None:

@@ -6,7 +6,7 @@ the few lines of provenance that it stores inside the shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from genworker.codecs.base import Codec
@@ -16,8 +16,8 @@ from genworker.schema import ImageSchema, Int64Array, SampleBatch
 class ShardWriter(Protocol):
     """Builds one shard in memory."""
 
-    def write(self, batch: SampleBatch) -> None:
-        """Append samples."""
+    def write(self, batch: SampleBatch, encoded: Sequence[bytes] | None = None) -> None:
+        """Append samples; ``encoded`` holds what the shard's codec makes of them, where that was done before."""
         ...
 
     def close(self) -> bytes:

@@ -21,7 +21,7 @@ from genworker.formats.checks import check_labels
 from genworker.schema import SampleBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from genworker.codecs.base import Codec
     from genworker.schema import ImageSchema, Int64Array
@@ -104,14 +104,14 @@ class ParquetShardWriter:
         self._images: list[bytes] = []
         self._closed = False
 
-    def write(self, batch: SampleBatch) -> None:
-        """Encode and append samples.
+    def write(self, batch: SampleBatch, encoded: Sequence[bytes] | None = None) -> None:
+        """Append samples, encoded here unless that was done before.
 
         Raises:
             ValueError: pixels of another shape, labels missing, not wanted, or outside [0, num_classes).
         """
         check_labels(batch, self._schema)
-        self._images.extend(self._codec.encode(pixels) for pixels in batch.pixels)
+        self._images.extend(encoded or map(self._codec.encode, batch.pixels))
         self._indices.append(batch.sample_index)
         if batch.labels is not None:
             self._labels.append(batch.labels)

@@ -21,7 +21,7 @@ from genworker.formats.checks import check_labels
 from genworker.schema import SampleBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from genworker.codecs.base import Codec
     from genworker.schema import ImageSchema, Int64Array
@@ -77,16 +77,17 @@ class WebDatasetShardWriter:
         self._tar.seek(self._start)
         self._empty, self._closed = True, False
 
-    def write(self, batch: SampleBatch) -> None:
-        """Encode and append samples.
+    def write(self, batch: SampleBatch, encoded: Sequence[bytes] | None = None) -> None:
+        """Append samples, encoded here unless that was done before.
 
         Raises:
             ValueError: pixels of another shape, labels missing, not wanted, or outside [0, num_classes).
         """
         check_labels(batch, self._schema)
-        for row, index in enumerate(batch.sample_index.tolist()):
+        images = encoded or map(self._codec.encode, batch.pixels)
+        for row, (index, image) in enumerate(zip(batch.sample_index.tolist(), images, strict=True)):
             self._empty = False
-            self._add(f"{index:012d}.{self._codec.extension}", self._codec.encode(batch.pixels[row]))
+            self._add(f"{index:012d}.{self._codec.extension}", image)
             if batch.labels is not None:
                 self._add(f"{index:012d}.cls", b"%d" % batch.labels[row])
 

@@ -24,8 +24,8 @@ from genworker.metrics.base import Metric
 from genworker.metrics.cards import Card, Score
 from genworker.metrics.classifier import ClassifierConfig
 from genworker.metrics.extractor import Extractor
-from genworker.sampling.engine import quantise
 from genworker.sampling.latents import latents
+from genworker.sampling.pixels import quantise
 from genworker.schema import ImageSchema, Int64Array, Pixels
 from genworker.stores import open_store
 from genworker.stores.base import Store

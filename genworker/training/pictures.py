@@ -14,8 +14,8 @@ from PIL import Image
 
 from genworker import families
 from genworker.report.sheet import opaque
-from genworker.sampling.engine import quantise
 from genworker.sampling.latents import latents
+from genworker.sampling.pixels import quantise
 from genworker.training.record import SAMPLES_PREFIX
 
 if TYPE_CHECKING:

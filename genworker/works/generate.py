@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from genworker.bulk.plan import Plan, Task
+from genworker.bulk.stages import StageSeconds
 from genworker.bundle import Bundle
 from genworker.sampling.engine import Engine
 from genworker.schema import SampleBatch
@@ -18,6 +19,6 @@ class GenerateWork:
     def __init__(self, plan: Plan, bundle: Bundle, device: torch.device) -> None:
         self._engine = Engine(bundle, plan, device)
 
-    def run(self, task: Task) -> Iterator[SampleBatch]:
+    def run(self, task: Task, stages: StageSeconds) -> Iterator[SampleBatch]:
         """Yield the task's samples, a micro-batch at a time."""
-        return self._engine.batches(task.first_index, task.num_samples)
+        return self._engine.batches(task.first_index, task.num_samples, stages)

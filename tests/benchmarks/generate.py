@@ -104,8 +104,8 @@ def stages(bundle: str, samples: int, folder: Path) -> dict[str, float]:
     import torch
 
     from genworker import codecs
-    from genworker.sampling.engine import quantise
     from genworker.sampling.latents import labels, latents
+    from genworker.sampling.pixels import quantise
     from genworker.schema import SampleBatch
     from genworker.stores import open_store
 

@@ -26,8 +26,8 @@ from genworker import bundle, families
 from genworker.errors import ObjectMissingError
 from genworker.families.base import Batch, Likelihood, Networks
 from genworker.report.sheet import Block, contact_sheet
-from genworker.sampling.engine import quantise
 from genworker.sampling.latents import latents
+from genworker.sampling.pixels import quantise
 from genworker.sources import open_source
 from genworker.sources.base import Source
 from genworker.sources.fashion_mnist import FashionMnistConfig

@@ -18,8 +18,8 @@ import torch
 from genworker.config import digest_of
 from genworker.metrics.modes import reverse_kl
 from genworker.report.sheet import Block, contact_sheet
-from genworker.sampling.engine import quantise
 from genworker.sampling.latents import raw_words
+from genworker.sampling.pixels import quantise
 from genworker.schema import ImageSchema, Int64Array, SampleBatch
 from genworker.sources.arrays import ArraySource
 from genworker.sources.base import SourceConfig

@@ -19,7 +19,7 @@ from genworker.metrics.base import Observed
 from genworker.metrics.frechet import Frechet
 from genworker.metrics.prdc import PrecisionRecall
 from genworker.report.sheet import Block, contact_sheet
-from genworker.sampling.engine import quantise
+from genworker.sampling.pixels import quantise
 from tests.benchmarks import gan_runs
 from tests.benchmarks.classifier import Classifier, classifier, read_images
 

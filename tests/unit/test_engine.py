@@ -14,8 +14,10 @@ from genworker import families
 from genworker.bulk.plan import Plan
 from genworker.device import device_class, has_fast_bfloat16
 from genworker.errors import BundleError, DeterminismError
-from genworker.sampling.engine import Engine, check_numerics, quantise, resolve_numerics
+from genworker.sampling.engine import Engine
 from genworker.sampling.latents import labels
+from genworker.sampling.numerics import check_numerics, resolve_numerics
+from genworker.sampling.pixels import quantise
 from genworker.schema import SampleBatch
 from tests.fakes import models
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from genworker import families
-from genworker.sampling.engine import quantise
 from genworker.sampling.latents import latents
+from genworker.sampling.pixels import quantise
 from genworker.schema import ImageSchema
 from genworker.training.pictures import png_bytes, sample_grid, tile
 from tests.fakes import models

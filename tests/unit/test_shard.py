@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
+import threading
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from genworker.bulk import commit
-from genworker.bulk.plan import BUNDLE_PREFIX, DATA_PREFIX, PLAN_KEY
+from genworker.bulk.plan import BUNDLE_PREFIX, DATA_PREFIX, PLAN_KEY, Task
 from genworker.bulk.request import GenerateSpec, check_same, default_samples_per_shard, make_plan, sample_schema
 from genworker.bulk.shard import ShardMaker, libraries_of, numerics_here, resample
 from genworker.bundle import BUNDLE_KEY
@@ -104,6 +108,61 @@ def test_a_made_shard_is_stored_with_its_receipt(bundle: Bundle) -> None:
     assert {receipt.sha256 for receipt in receipts} == {hashlib.sha256(data).hexdigest()}
     assert [receipt.attempt for receipt in receipts] == [0, 1]
     assert receipts[0].num_samples == 4
+
+
+@pytest.mark.parametrize("num_cpus", [1, 3])
+def test_bytes_do_not_depend_on_threads(bundle: Bundle, num_cpus: int) -> None:
+    """Encoder threads, and several tasks at a time, give the bytes of one thread that does all in turn."""
+    maker, plain = ShardMaker(claimed(bundle), CPU, num_cpus), ShardMaker(claimed(bundle), CPU)
+    with ThreadPoolExecutor(3) as threads:
+        made = list(threads.map(maker.encode, maker.plan.tasks()))
+    assert made == [plain.encode(task) for task in plain.plan.tasks()]
+
+
+def test_a_shard_is_made_while_another_is_stored(bundle: Bundle) -> None:
+    """The put of one shard need not end before the next one is whole."""
+    store = claimed(bundle)
+    maker = ShardMaker(store, CPU)
+    made, put = threading.Event(), store.put
+
+    def slow_put(key: str, data: bytes, *, overwrite: bool = False) -> Any:
+        assert made.wait(30), "the other shard waits for this put"
+        return put(key, data, overwrite=overwrite)
+
+    store.put = slow_put  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as other:
+        receipt = other.submit(maker.make, maker.plan.task(0), 0)
+        maker.encode(maker.plan.task(1))
+        made.set()
+        assert receipt.result().shard_index == 0
+
+
+def test_what_fails_in_one_task_leaves_the_others_alone(bundle: Bundle) -> None:
+    """An error ends its own task, with nothing stored, and gives the device to the next."""
+    store = claimed(bundle)
+    maker = ShardMaker(store, CPU)
+    task = maker.plan.task(1)
+    impossible = Task(task.shard_index, 2**63, 12, task.key)
+    with pytest.raises(OverflowError):
+        maker.make(impossible, 0)
+    assert list(store.list(DATA_PREFIX)) == []
+    assert maker.make(task, 1).shard_index == 1
+
+
+def test_a_receipt_tells_where_the_time_went_and_is_stored_without(bundle: Bundle) -> None:
+    """Every stage of a made shard took some time; receipts in the store name none, and travel between processes whole."""
+    store = claimed(bundle)
+    maker = ShardMaker(store, CPU)
+    started = time.perf_counter()
+    receipt = maker.make(maker.plan.task(0), 0)
+    elapsed = time.perf_counter() - started
+    stages = receipt.stages
+    assert stages is not None
+    assert min(stages.latents, stages.forward, stages.quantise, stages.encode, stages.write, stages.put) > 0
+    assert stages.total <= elapsed
+    assert copy.deepcopy(receipt) == receipt
+    commit.write_receipts(store, maker.plan, [receipt])
+    assert commit.read_receipts(store, maker.plan)[0] == receipt.model_copy(update={"stages": None})
 
 
 def test_a_dataset_of_makers_is_whole(bundle: Bundle) -> None:

@@ -1,0 +1,53 @@
+"""The numerics of a plan on a device: what is taken without measuring, and whether this process can keep to them."""
+
+from __future__ import annotations
+
+import torch
+
+from genworker.bulk.plan import Numerics
+from genworker.device import device_class, has_fast_bfloat16
+from genworker.errors import DeterminismError
+from genworker.schema import ImageSchema
+
+_MAX_MICRO_BATCH = 128
+_MICRO_BATCH_PIXELS = 2**21  # bounds the features of one evaluation: 128 images up to 128x128, 32 of 256x256
+
+
+def resolve_numerics(
+    device: torch.device,
+    schema: ImageSchema,
+    libraries: dict[str, str],
+    *,
+    force_float32: bool = False,
+    micro_batch: int | None = None,
+) -> Numerics:
+    """What is usually fastest on ``device``: bfloat16 where the processor has it, channels-last, micro-batches of 128."""
+    fast = has_fast_bfloat16(device) and not force_float32
+    return Numerics(
+        device_class=device_class(device),
+        dtype="bfloat16" if fast else "float32",
+        memory_format="channels_last",
+        micro_batch=micro_batch or default_micro_batch(schema),
+        libraries={"torch": torch.__version__, **libraries},
+    )
+
+
+def default_micro_batch(schema: ImageSchema) -> int:
+    """128 images, or fewer large ones."""
+    return max(1, min(_MAX_MICRO_BATCH, _MICRO_BATCH_PIXELS // (schema.height * schema.width)))
+
+
+def check_numerics(numerics: Numerics, device: torch.device) -> None:
+    """Refuse to compute where the bytes of a plan could not be reproduced. Raises DeterminismError."""
+    here = device_class(device)
+    if here != numerics.device_class:
+        raise DeterminismError(
+            f"the plan was made for {numerics.device_class}, this process computes on {here}: its bytes would differ; "
+            "run on machines of the plan's kind, or write to another URL"
+        )
+    version = numerics.libraries.get("torch")
+    if version != torch.__version__:
+        raise DeterminismError(
+            f"the plan was made with torch {version}, this process has {torch.__version__}: its bytes could differ; "
+            "use the image or environment that the job was started with, or write to another URL"
+        )
