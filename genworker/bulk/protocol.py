@@ -150,5 +150,8 @@ class Driver:
         return State.MAKE
 
     def _publish(self) -> State:
+        if not self._store.conditional:
+            # Another plan may have come over ours after it was read back; then these are not the shards to vouch for.
+            commit.claim(self._store, self._plan)
         self.manifest = commit.publish(self._store, self._plan, self.receipts)
         return State.DONE
