@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from genworker import bundle as bundles
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     DATA_PREFIX,
+    FAILURES_PREFIX,
     MANIFEST_KEY,
     PLAN_KEY,
     RECEIPTS_PREFIX,
@@ -30,7 +32,7 @@ from genworker.bulk.plan import (
     Task,
     differences,
 )
-from genworker.bulk.records import Manifest, Receipt, ReceiptBatch, ShardEntry, Success
+from genworker.bulk.records import Failure, Manifest, Receipt, ReceiptBatch, ShardEntry, Success
 from genworker.bundle import Bundle
 from genworker.config import canonical_json
 from genworker.errors import (
@@ -43,6 +45,8 @@ from genworker.errors import (
 )
 from genworker.reading.shard import naming
 from genworker.stores.base import Store
+
+_MAX_ERROR_CHARACTERS = 4_000
 
 
 def read_plan(store: Store) -> Plan | None:
@@ -127,6 +131,16 @@ def write_receipts(store: Store, plan: Plan, receipts: Iterable[Receipt]) -> Non
     first, name = batch.receipts[0].shard_index, hashlib.sha256(text).hexdigest()[:16]
     with contextlib.suppress(ObjectExistsError):
         store.put(f"{RECEIPTS_PREFIX}{first:08d}-{name}.json", text)
+
+
+def write_failure(store: Store, plan: Plan, error: str, shards_done: int) -> None:
+    """Tell whoever looks at the URL what ended this driver; see `genworker.reading.status`."""
+    failure = Failure(
+        plan_id=plan.plan_id, error=error[:_MAX_ERROR_CHARACTERS], shards_done=shards_done, at=time.time()
+    )
+    text = failure.canonical().encode()
+    with contextlib.suppress(ObjectExistsError):
+        store.put(f"{FAILURES_PREFIX}{failure.at:.0f}-{hashlib.sha256(text).hexdigest()[:16]}.json", text)
 
 
 def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None = None) -> dict[int, Receipt]:

@@ -21,6 +21,7 @@ from genworker.schema import ImageSchema
 CONTROL_PREFIX = ".genworker/"
 PLAN_KEY = CONTROL_PREFIX + "plan.json"
 RECEIPTS_PREFIX = CONTROL_PREFIX + "receipts/"
+FAILURES_PREFIX = CONTROL_PREFIX + "failures/"
 BUNDLE_PREFIX = CONTROL_PREFIX + "bundle/"
 DATA_PREFIX = "data/"
 MANIFEST_KEY = "_manifest.json"
@@ -103,6 +104,13 @@ class Plan(Spec):
         # Five digits up to 99,999 shards; more digits beyond, the same number for all, so that names sort by index.
         digits = max(5, len(str(self.num_shards)))
         return f"{DATA_PREFIX}{self.split}-{shard_index:0{digits}d}-of-{self.num_shards:0{digits}d}.{self.format_extension}"
+
+    def shard_index_of(self, key: str) -> int | None:
+        """The shard that lies under ``key``, or None where the plan has no such shard."""
+        parts = key.rpartition("-of-")[0].rpartition("-")[2]
+        if not (parts.isascii() and parts.isdecimal()) or int(parts) >= self.num_shards:
+            return None
+        return int(parts) if key == self.shard_key(int(parts)) else None
 
     @property
     def format_extension(self) -> str:

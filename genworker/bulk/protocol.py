@@ -23,7 +23,7 @@ from genworker.bulk import commit
 from genworker.bulk.plan import Plan, Task
 from genworker.bulk.records import Manifest, Receipt
 from genworker.bundle import Bundle
-from genworker.errors import StoreError
+from genworker.errors import GenworkerError, StoreError
 from genworker.stores.base import Store
 
 RECEIPTS_PER_OBJECT = 256
@@ -101,10 +101,13 @@ class Driver:
         try:
             while self.state is not State.DONE:
                 self.step()
-        except BaseException:
+        except BaseException as err:
             # Spares the next run a look into these shards; what ended this run is the error to tell.
             with contextlib.suppress(StoreError):
                 commit.write_receipts(self._store, self._plan, self.waiting)
+                # A URL that could not be claimed may hold the job of somebody else.
+                if isinstance(err, GenworkerError) and self.state is not State.CLAIM:
+                    commit.write_failure(self._store, self._plan, str(err), len(self.receipts))
             raise
         assert self.manifest is not None
         return self.manifest

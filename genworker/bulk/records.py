@@ -36,6 +36,15 @@ class ReceiptBatch(Spec):
     receipts: tuple[Receipt, ...]
 
 
+class Failure(Spec):
+    """One object below .genworker/failures/: what ended a driver. It informs people; nothing depends on it."""
+
+    plan_id: str
+    error: str
+    shards_done: Annotated[int, Field(ge=0)]
+    at: float = Field(description="seconds since the epoch, by the driver's clock")
+
+
 class ShardEntry(Spec):
     """One shard in the manifest."""
 

@@ -12,6 +12,7 @@ from genworker.cli.dataset import info, sheet, show, verify
 from genworker.cli.demo import demo
 from genworker.cli.evaluate import evaluate
 from genworker.cli.generate import generate
+from genworker.cli.operate import doctor, gc, status
 from genworker.cli.runs import report, runs
 from genworker.cli.train import train
 from genworker.errors import GenworkerError
@@ -57,7 +58,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, train, runs, report, evaluate, generate, verify, info, show, sheet):
+for command in (demo, train, runs, report, evaluate, generate, status, verify, info, show, sheet, gc, doctor):
     cli.add_command(command)
 
 

@@ -1,0 +1,60 @@
+"""The Ray cluster that commands would use: whether it can be joined, and what it offers.
+
+In: the environment. Out: findings. It joins the cluster that RAY_ADDRESS names, and starts none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+
+from genworker import cluster
+from genworker.doctor.base import Finding
+from genworker.errors import ClusterError
+
+
+def check_cluster() -> Iterator[Finding]:
+    """Yield findings about authentication and the nodes."""
+    yield _authentication()
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        yield Finding("ray", "ok", "RAY_ADDRESS is not set: commands start a cluster of their own on this machine")
+        return
+    try:
+        with cluster.connect():
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            resources = ray.cluster_resources()
+    except ClusterError as err:
+        yield Finding("ray", "fail", str(err), "see the message")
+        return
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    seen = f"{address}: {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
+    if cpus < 1:
+        yield Finding("ray", "fail", seen, "no node offers a CPU to actors: add a node with CPUs, or wait for one")
+    else:
+        yield Finding("ray", "ok", seen)
+
+
+def _authentication() -> Finding:
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    if mode == "disabled":
+        return Finding(
+            "ray token",
+            "warn",
+            "RAY_AUTH_MODE is disabled: whoever reaches the cluster's ports can run programs on it",
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH on all nodes and clients",
+        )
+    if path and not Path(path).is_file():
+        return Finding(
+            "ray token", "fail", f"RAY_AUTH_TOKEN_PATH {path}: no such file", "put the cluster's token there"
+        )
+    if path and Path(path).stat().st_mode & 0o077:
+        return Finding("ray token", "warn", f"{path} can be read by others", f"chmod 600 {path}")
+    if mode == "token" and not path and not os.environ.get("RAY_AUTH_TOKEN"):
+        fix = "set RAY_AUTH_TOKEN_PATH to a file of mode 600 that holds the cluster's token"
+        return Finding("ray token", "fail", "RAY_AUTH_MODE is token, and there is none", fix)
+    return Finding("ray token", "ok", f"from {path}" if path else "made for each local cluster, never stored")

@@ -1,0 +1,162 @@
+"""How far a job is, from storage alone: while it runs, after it died, after its cluster is gone.
+
+In: a store. Out: a `Status` of what is there: shards, their times, the failures that drivers recorded, the manifest.
+It asks no Ray, opens no shard, and never writes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ValidationError
+
+from genworker.bulk import commit
+from genworker.bulk.plan import DATA_PREFIX, FAILURES_PREFIX, PLAN_KEY, RECEIPTS_PREFIX, Plan
+from genworker.bulk.records import Failure
+from genworker.errors import DatasetError, ObjectMissingError
+
+if TYPE_CHECKING:
+    from genworker.stores.base import Store
+
+State = Literal["published", "running", "stopped", "failed", "not started"]
+
+# The rate is that of the last minutes, because a job may have been resumed after a night.
+_WINDOW_SECONDS = 300.0
+# A job that wrote nothing for this long, and for several times its usual pause, is taken for dead.
+_SILENCE_SECONDS = 120.0
+_USUAL_PAUSES = 5.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """What storage tells of a job.
+
+    Attributes:
+        url: of the dataset.
+        plan_id: of the plan there.
+        state: ``running`` means that something was written lately; storage cannot know more.
+        num_shards: of the plan; ``shards_done`` of them are stored.
+        num_samples: of the plan; ``samples_done`` of them are stored.
+        bytes_done: of stored shards.
+        num_control: objects that the job keeps beside its shards.
+        num_foreign: objects under data/ that are no shards of the plan.
+        last_write_seconds: since the newest shard or receipt, None before the first.
+        samples_per_second: over the last minutes of writing, None before two shards are there.
+        eta_seconds: until the last shard at that rate, None unless running.
+        failure: what the last driver ended with, if nothing was made since.
+    """
+
+    url: str
+    plan_id: str
+    state: State
+    num_shards: int
+    shards_done: int
+    num_samples: int
+    samples_done: int
+    bytes_done: int
+    num_control: int
+    num_foreign: int
+    last_write_seconds: float | None
+    samples_per_second: float | None
+    eta_seconds: float | None
+    failure: str | None
+
+    @property
+    def shards_missing(self) -> int:
+        """Shards that are still to be made."""
+        return self.num_shards - self.shards_done
+
+
+def status(store: Store, now: float | None = None) -> Status:
+    """Look at the job at a URL; ``now`` is in seconds since the epoch.
+
+    Raises:
+        DatasetError: there is no plan.
+        PlanError: the plan cannot be read.
+    """
+    now = time.time() if now is None else now
+    plan = commit.read_plan(store)
+    if plan is None:
+        raise DatasetError(
+            f"{store.url}: there is no {PLAN_KEY}, so no job was started here; check the URL, or start one with "
+            "`genworker generate`"
+        )
+    written, samples, size, foreign = _shards(store, plan)
+    receipts = [info.modified for info in store.list(RECEIPTS_PREFIX)]
+    failure, failed_at, num_failures = _last_failure(store)
+    newest = max([*(when for when, _ in written), *receipts], default=None)
+    rate, pause = _pace(written)
+    state: State = "running"
+    if commit.published(store) is not None:
+        state = "published"
+    elif failure is not None and failed_at >= (newest or 0.0):
+        state = "failed"
+    elif newest is None:
+        state = "not started"
+    elif now - newest > max(_SILENCE_SECONDS, _USUAL_PAUSES * pause):
+        state = "stopped"
+    left = plan.num_samples - samples
+    return Status(
+        url=store.url,
+        plan_id=plan.plan_id,
+        state=state,
+        num_shards=plan.num_shards,
+        shards_done=len(written),
+        num_samples=plan.num_samples,
+        samples_done=samples,
+        bytes_done=size,
+        num_control=len(receipts) + num_failures,
+        num_foreign=foreign,
+        last_write_seconds=None if newest is None else max(0.0, now - newest),
+        samples_per_second=rate,
+        eta_seconds=left / rate if rate and state == "running" else None,
+        failure=failure if state == "failed" else None,
+    )
+
+
+def _shards(store: Store, plan: Plan) -> tuple[list[tuple[float, int]], int, int, int]:
+    """Time and samples of each stored shard, samples and bytes in all, and the number of foreign objects."""
+    written: list[tuple[float, int]] = []
+    samples = size = foreign = 0
+    for info in store.list(DATA_PREFIX):
+        index = plan.shard_index_of(info.key)
+        if index is None:
+            foreign += 1
+            continue
+        count = plan.task(index).num_samples
+        written.append((info.modified, count))
+        samples += count
+        size += info.size
+    return sorted(written), samples, size, foreign
+
+
+def _pace(written: list[tuple[float, int]]) -> tuple[float | None, float]:
+    """Samples per second over the last minutes of writing, and the mean pause between shards there."""
+    if len(written) < 2:
+        return None, 0.0
+    last = written[-1][0]
+    lately = [(when, count) for when, count in written if when >= last - _WINDOW_SECONDS]
+    if len(lately) < 2:  # one shard takes longer than the window
+        lately = written[-2:]
+    seconds = lately[-1][0] - lately[0][0]
+    if seconds <= 0.0:  # stores tell whole seconds
+        return None, 0.0
+    return sum(count for _, count in lately[1:]) / seconds, seconds / (len(lately) - 1)
+
+
+def _last_failure(store: Store) -> tuple[str | None, float, int]:
+    newest = None
+    count = 0
+    for info in store.list(FAILURES_PREFIX):
+        count += 1
+        if newest is None or info.modified >= newest.modified:
+            newest = info
+    if newest is None:
+        return None, 0.0, 0
+    try:
+        failure = Failure.model_validate_json(store.get(newest.key))
+    except (ObjectMissingError, ValidationError):  # removed meanwhile, or damaged: it informs, nothing depends on it
+        return None, 0.0, count
+    return failure.error, newest.modified, count
