@@ -83,6 +83,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "training.worker",
         "training.evaluator",
         "bulk.pool",
+        "bulk.metrics",
         "bulk.job",
         "cluster",
         "doctor.cluster",
