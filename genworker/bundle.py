@@ -1,7 +1,8 @@
 """The bundle: a trained generator and nothing else, the hinge between training and bulk work.
 
-Two objects under one URL: ``weights.safetensors`` and, written last, ``bundle.json`` (family, config, schema, digest of the
-weights, lineage). The digest of a bundle covers what decides its samples, not its lineage. Nothing is ever unpickled: a
+Under one URL: ``weights.safetensors``, ``scorer.safetensors`` (the discriminator, where the family can score; loaded only when
+asked for) and, written last, ``bundle.json`` (family, config, schema, digests of the weights, lineage). The digest of a bundle
+covers what decides its samples: not its lineage, and not its scorer. Nothing is ever unpickled: a
 bundle from a stranger can hold wrong numbers but no code.
 """
 
@@ -21,11 +22,12 @@ from genworker import families
 from genworker.config import Spec, digest_of
 from genworker.errors import BundleError, ObjectMissingError
 from genworker.families import AnyFamilyConfig
-from genworker.families.base import FamilyConfig, Generator
+from genworker.families.base import FamilyConfig, Generator, Scorer
 from genworker.schema import ImageSchema
 from genworker.stores.base import Store
 
 WEIGHTS_KEY = "weights.safetensors"
+SCORER_KEY = "scorer.safetensors"
 BUNDLE_KEY = "bundle.json"
 MAX_JSON_BYTES = 16 * 2**20
 
@@ -42,6 +44,17 @@ class Lineage(Spec):
     created: str = Field("", description="UTC, ISO 8601")
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ScorerInfo(Spec):
+    """The object beside the weights that holds what scores."""
+
+    networks: tuple[str, ...]
+    sha256: Sha256
+    num_bytes: Annotated[int, Field(ge=1)]
+
+
 class BundleInfo(Spec):
     """bundle.json."""
 
@@ -49,25 +62,30 @@ class BundleInfo(Spec):
     family: AnyFamilyConfig
     image_schema: ImageSchema
     networks: tuple[str, ...]
-    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    weights_sha256: Sha256
     weights_bytes: Annotated[int, Field(ge=1)]
+    scorer: ScorerInfo | None = None
     lineage: Lineage = Lineage()
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) over everything that decides what the bundle computes."""
-        return digest_of(self.model_dump(mode="json", exclude={"lineage"}))
+        return digest_of(self.model_dump(mode="json", exclude={"lineage", "scorer"}))
 
 
 class Bundle:
     """A bundle in memory: ``info`` and the bytes of its weights, checked against each other.
 
-    ``origin`` names the weights in messages.
+    ``scorer`` holds the bytes of what scores, or None where there is none or it was not asked for. ``origin`` names the weights
+    in messages.
     """
 
-    def __init__(self, info: BundleInfo, weights: bytes, origin: str = WEIGHTS_KEY) -> None:
+    def __init__(
+        self, info: BundleInfo, weights: bytes, origin: str = WEIGHTS_KEY, scorer: bytes | None = None
+    ) -> None:
         self.info = info
         self._weights = weights
+        self._scorer = scorer
         self._origin = origin
 
     @property
@@ -75,20 +93,37 @@ class Bundle:
         """See `BundleInfo.digest`."""
         return self.info.digest
 
+    @property
+    def has_scorer(self) -> bool:
+        """Whether the weights of what scores are loaded."""
+        return self._scorer is not None
+
     @classmethod
-    def pack(cls, config: FamilyConfig, schema: ImageSchema, networks: nn.ModuleDict, lineage: Lineage) -> Bundle:
-        """Make a bundle of trained sub-networks; equal weights give equal bytes."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in networks.state_dict().items()}
-        weights = safetensors.torch.save(tensors)
+    def pack(
+        cls,
+        config: FamilyConfig,
+        schema: ImageSchema,
+        networks: nn.ModuleDict,
+        lineage: Lineage,
+        scoring: nn.ModuleDict | None = None,
+    ) -> Bundle:
+        """Make a bundle of trained sub-networks, ``scoring`` those that score; equal weights give equal bytes."""
+        weights = _to_bytes(networks)
+        scorer = _to_bytes(scoring) if scoring else None
         info = BundleInfo(
             family=config,
             image_schema=schema,
             networks=tuple(networks.keys()),
             weights_sha256=hashlib.sha256(weights).hexdigest(),
             weights_bytes=len(weights),
+            scorer=None
+            if scoring is None or scorer is None
+            else ScorerInfo(
+                networks=tuple(scoring.keys()), sha256=hashlib.sha256(scorer).hexdigest(), num_bytes=len(scorer)
+            ),
             lineage=lineage,
         )
-        return cls(info, weights)
+        return cls(info, weights, scorer=scorer)
 
     def networks(self) -> nn.ModuleDict:
         """Build the sub-networks with their weights, in evaluation mode.
@@ -103,26 +138,59 @@ class Bundle:
                 f"{self._origin}: {BUNDLE_KEY} beside it says networks {list(self.info.networks)}, a bundle of {name} "
                 f"has {list(family.served)}; it was damaged or made by another version of genworker"
             )
-        built = family.build()
-        modules = nn.ModuleDict({network: built[network] for network in family.served})
-        try:
-            modules.load_state_dict(safetensors.torch.load(self._weights))
-        except (RuntimeError, KeyError, safetensors.SafetensorError) as err:
-            raise BundleError(
-                f"{self._origin}: does not fit a {name} of the config beside it; it was damaged or made by another "
-                f"version of genworker: {textwrap.shorten(str(err), 500)}"
-            ) from err
-        return modules.requires_grad_(False).eval()
+        return _loaded(family.build(), family.served, self._weights, self._origin, name)
 
     def generator(self) -> Generator:
         """The generating network, on the CPU, float32."""
         family = families.make(self.info.family, self.info.image_schema)
         return family.generator(self.networks())
 
+    def scorer(self) -> tuple[Scorer, nn.ModuleDict]:
+        """The family as a `Scorer`, and the sub-networks that it takes, in evaluation mode.
+
+        Raises:
+            BundleError: the bundle holds none, it was loaded without, or the weights do not fit what the family builds.
+        """
+        family = families.make(self.info.family, self.info.image_schema)
+        info = self.info.scorer
+        if info is None or self._scorer is None or not isinstance(family, Scorer):
+            raise BundleError(f"{self._origin}: no weights to score with are loaded beside it")
+        if sorted(info.networks) != sorted(family.scoring):
+            raise BundleError(
+                f"{self._origin}: {BUNDLE_KEY} beside it says that {list(info.networks)} score, in this "
+                f"{self.info.family.name} it is {list(family.scoring)}; it was damaged or made by another version of genworker"
+            )
+        origin = self._origin.removesuffix(WEIGHTS_KEY) + SCORER_KEY
+        return family, _loaded(family.build(), family.scoring, self._scorer, origin, self.info.family.name)
+
     def save(self, store: Store, prefix: str = "") -> None:
-        """Write the bundle below ``prefix``: weights first, then the JSON that vouches for them. Both are replaced."""
+        """Write the bundle below ``prefix``: weights first, then the JSON that vouches for them. All are replaced.
+
+        A bundle that was loaded without its scorer is saved as one that has none.
+        """
+        info = self.info if self._scorer is not None else self.info.model_copy(update={"scorer": None})
         store.put(prefix + WEIGHTS_KEY, self._weights, overwrite=True)
-        store.put(prefix + BUNDLE_KEY, self.info.model_dump_json(indent=2).encode(), overwrite=True)
+        if self._scorer is not None:
+            store.put(prefix + SCORER_KEY, self._scorer, overwrite=True)
+        store.put(prefix + BUNDLE_KEY, info.model_dump_json(indent=2).encode(), overwrite=True)
+
+
+def _to_bytes(networks: nn.ModuleDict) -> bytes:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in networks.state_dict().items()}
+    data: bytes = safetensors.torch.save(tensors)
+    return data
+
+
+def _loaded(built: nn.ModuleDict, names: tuple[str, ...], weights: bytes, origin: str, family: str) -> nn.ModuleDict:
+    modules = nn.ModuleDict({name: built[name] for name in names})
+    try:
+        modules.load_state_dict(safetensors.torch.load(weights))
+    except (RuntimeError, KeyError, safetensors.SafetensorError) as err:
+        raise BundleError(
+            f"{origin}: does not fit a {family} of the config beside it; it was damaged or made by another "
+            f"version of genworker: {textwrap.shorten(str(err), 500)}"
+        ) from err
+    return modules.requires_grad_(False).eval()
 
 
 def load_info(store: Store, prefix: str = "") -> BundleInfo:
@@ -150,17 +218,30 @@ def load_info(store: Store, prefix: str = "") -> BundleInfo:
         raise BundleError(f"{where}: {key}: {first['msg']}; known families: {', '.join(families.FAMILIES)}") from err
 
 
-def load(store: Store, prefix: str = "") -> Bundle:
-    """Read a bundle and check its weights against its JSON. Raises BundleError."""
+def load(store: Store, prefix: str = "", *, with_scorer: bool = False) -> Bundle:
+    """Read a bundle, its scorer on demand, and check its weights against its JSON. Raises BundleError."""
     info = load_info(store, prefix)
-    where = f"{store.url}/{prefix}{WEIGHTS_KEY}"
+    weights = _checked(store, prefix + WEIGHTS_KEY, info.weights_sha256)
+    scorer = None
+    if with_scorer:
+        if info.scorer is None:
+            raise BundleError(
+                f"{store.url}/{prefix}{BUNDLE_KEY}: the bundle holds no discriminator to score with, as those of r3gan with "
+                "pac 1 do; train it again, or leave the column score out"
+            )
+        scorer = _checked(store, prefix + SCORER_KEY, info.scorer.sha256)
+    return Bundle(info, weights, f"{store.url}/{prefix}{WEIGHTS_KEY}", scorer)
+
+
+def _checked(store: Store, key: str, sha256: str) -> bytes:
+    where = f"{store.url}/{key}"
     try:
-        weights = store.get(prefix + WEIGHTS_KEY)
+        weights = store.get(key)
     except ObjectMissingError as err:
         raise BundleError(
             f"{where}: missing, though {BUNDLE_KEY} is there; the bundle was damaged, copy it again"
         ) from err
     seen = hashlib.sha256(weights).hexdigest()
-    if seen != info.weights_sha256:
-        raise BundleError(f"{where}: SHA-256 is {seen}, {BUNDLE_KEY} says {info.weights_sha256}; copy the bundle again")
-    return Bundle(info, weights, where)
+    if seen != sha256:
+        raise BundleError(f"{where}: SHA-256 is {seen}, {BUNDLE_KEY} says {sha256}; copy the bundle again")
+    return weights

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Pixels = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
 
 
 class ImageSchema(BaseModel):
@@ -48,6 +49,22 @@ class ImageSchema(BaseModel):
 
 
 @dataclass(frozen=True)
+class Extras:
+    """What a dataset stores of each sample beside index, image and label.
+
+    Attributes:
+        latent_dim: how many latents; 0 where they are not stored.
+        score: whether the discriminator's score is stored.
+    """
+
+    latent_dim: int = 0
+    score: bool = False
+
+
+NO_EXTRAS = Extras()
+
+
+@dataclass(frozen=True)
 class SampleBatch:
     """Consecutive or scattered samples of one schema.
 
@@ -55,11 +72,25 @@ class SampleBatch:
         sample_index: int64 [N], the position of each sample in its dataset.
         pixels: uint8 [N, H, W, C].
         labels: int64 [N] in [0, num_classes), or None for unlabelled data.
+        latents: float32 [N, latent_dim], what the samples were generated from, or None.
+        scores: float32 [N], how real the discriminator holds the samples to be, or None.
     """
 
     sample_index: Int64Array
     pixels: Pixels
     labels: Int64Array | None
+    latents: Float32Array | None = None
+    scores: Float32Array | None = None
 
     def __len__(self) -> int:
         return len(self.sample_index)
+
+    def part(self, first: int, stop: int) -> SampleBatch:
+        """Rows [first, stop) as views."""
+        return SampleBatch(
+            self.sample_index[first:stop],
+            self.pixels[first:stop],
+            None if self.labels is None else self.labels[first:stop],
+            None if self.latents is None else self.latents[first:stop],
+            None if self.scores is None else self.scores[first:stop],
+        )

@@ -88,7 +88,8 @@ def claim(store: Store, plan: Plan) -> None:
 def store_bundle(store: Store, bundle: Bundle) -> None:
     """Put the bundle beside its plan, so that a dataset can always be regenerated from itself."""
     try:
-        present = bundles.load_info(store, BUNDLE_PREFIX).digest == bundle.digest
+        there = bundles.load_info(store, BUNDLE_PREFIX)
+        present = there.digest == bundle.digest and (there.scorer == bundle.info.scorer or not bundle.has_scorer)
     except BundleError:
         present = False
     if not present:

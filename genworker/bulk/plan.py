@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from genworker import codecs, formats
 from genworker.config import Spec, digest_of
 from genworker.formats.base import Format
-from genworker.schema import ImageSchema
+from genworker.schema import Extras, ImageSchema
 
 CONTROL_PREFIX = ".genworker/"
 PLAN_KEY = CONTROL_PREFIX + "plan.json"
@@ -48,6 +48,10 @@ class Numerics(Spec):
     libraries: dict[str, str] = Field(description="name -> version of what computes and encodes")
 
 
+Column = Literal["label", "latents", "score"]
+COLUMNS: tuple[Column, ...] = get_args(Column)
+
+
 class Plan(Spec):
     """The complete description of one dataset."""
 
@@ -61,6 +65,11 @@ class Plan(Spec):
     split: Literal["train", "test", "validation"] = "train"
     format: str
     codec: str
+    columns: tuple[Column, ...] = Field(
+        ("label",), description="stored beside index and image; label where there are any"
+    )
+    latent_dim: Annotated[int, Field(ge=0, le=65536)] = Field(0, description="of stored latents, or 0")
+    scorer_sha256: str | None = Field(None, description="of the discriminator's weights that score, or None")
     numerics: Numerics
 
     @model_validator(mode="after")
@@ -71,6 +80,18 @@ class Plan(Spec):
             raise ValueError(
                 f"labels {self.labels!r}: say 'balanced', 'uniform', or a class number below {self.image_schema.num_classes}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_whole(self) -> Plan:
+        if self.columns != tuple(name for name in COLUMNS if name in self.columns):
+            raise ValueError(f"columns {list(self.columns)}: each of {', '.join(COLUMNS)} once at most, in this order")
+        if ("latents" in self.columns) != bool(self.latent_dim):
+            raise ValueError(
+                f"columns {list(self.columns)} with latent_dim {self.latent_dim}: one belongs to the other"
+            )
+        if ("score" in self.columns) != bool(self.scorer_sha256):
+            raise ValueError(f"columns {list(self.columns)} with scorer {self.scorer_sha256}: one belongs to the other")
         return self
 
     @property
@@ -119,7 +140,20 @@ class Plan(Spec):
 
     def open_format(self) -> Format:
         """The shard format with the codec, ready to write or read shards of this plan."""
-        return formats.make(self.format, self.image_schema, codecs.make(self.codec, self.image_schema))
+        codec = codecs.make(self.codec, self.image_schema)
+        return formats.make(self.format, self.stored_schema, codec, self.extras)
+
+    @property
+    def stored_schema(self) -> ImageSchema:
+        """The schema of what is stored: without classes where labels are not."""
+        if "label" in self.columns:
+            return self.image_schema
+        return self.image_schema.model_copy(update={"num_classes": 0, "class_names": ()})
+
+    @property
+    def extras(self) -> Extras:
+        """What is stored of a sample beside index, image and label."""
+        return Extras(latent_dim=self.latent_dim, score="score" in self.columns)
 
     def shard_of(self, sample_index: int) -> int:
         """The shard that holds a sample; raises IndexError outside [0, num_samples)."""

@@ -5,21 +5,21 @@ In: flags, a bundle's description, numerics. Out: a `Plan`, or one clear error b
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from genworker import bundle as bundles
 from genworker import codecs, formats
 from genworker.bulk import commit
-from genworker.bulk.plan import Numerics, Plan, differences
+from genworker.bulk.plan import COLUMNS, Column, Numerics, Plan, differences
 from genworker.bulk.shard import numerics_here
 from genworker.bundle import BundleInfo
 from genworker.config import Spec
 from genworker.device import pick_device
 from genworker.errors import PlanError, UsageError
-from genworker.schema import ImageSchema
+from genworker.schema import Extras, ImageSchema
 from genworker.stores import open_store
 
 _TARGET_SHARD_BYTES = 64 * 2**20
@@ -40,11 +40,19 @@ class GenerateSpec(Spec):
     split: Literal["train", "test", "validation"] = "train"
     format: str = "parquet"
     codec: str = "png"
+    columns: tuple[Column, ...] | None = Field(
+        None, description="of label, latents, score; default: label where the model has classes"
+    )
     precision: Literal["auto", "float32"] = Field("auto", description="auto takes bfloat16 where the processor has it")
     actors: Annotated[int, Field(ge=1)] | None = Field(None, description="default: one per GPU, or one per CPU")
     use_gpu: bool = False
     cpus_per_actor: Annotated[int, Field(ge=1)] = Field(1, description="to compute with, or to encode beside a GPU")
     max_attempts: Annotated[int, Field(ge=1)] = 3
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def sample_schema(info: BundleInfo) -> ImageSchema:
@@ -69,7 +77,10 @@ def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
     _check_labels(spec, schema)
     codec = codecs.make(spec.codec, schema)
     per_shard = spec.samples_per_shard or default_samples_per_shard(spec.num_samples, schema)
-    formats.check_samples_per_shard(spec.format, schema, codec, per_shard)
+    columns = _columns(spec, info, schema)
+    latent_dim = info.family.latent_dim if "latents" in columns else 0
+    extras = Extras(latent_dim, score="score" in columns)
+    formats.check_samples_per_shard(spec.format, schema, codec, per_shard, extras)
     return Plan.parse(
         {
             "bundle_digest": info.digest,
@@ -81,10 +92,26 @@ def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
             "split": spec.split,
             "format": spec.format,
             "codec": codecs.canonical(spec.codec),
+            "columns": columns,
+            "latent_dim": latent_dim,
+            "scorer_sha256": info.scorer.sha256 if info.scorer and extras.score else None,
             "numerics": numerics.model_dump(),
         },
         origin="generate",
     )
+
+
+def _columns(spec: GenerateSpec, info: BundleInfo, schema: ImageSchema) -> tuple[Column, ...]:
+    if spec.columns is None:
+        return ("label",) if schema.num_classes else ()
+    if "label" in spec.columns and not schema.num_classes:
+        raise UsageError("columns label: this model knows no classes, so its samples have no labels; leave label out")
+    if "score" in spec.columns and info.scorer is None:
+        raise UsageError(
+            f"columns score: the bundle {spec.bundle} holds no discriminator to score with, as those of r3gan with pac 1 do; "
+            "train it again, or leave score out"
+        )
+    return tuple(name for name in COLUMNS if name in spec.columns)
 
 
 def _check_labels(spec: GenerateSpec, schema: ImageSchema) -> None:

@@ -65,7 +65,8 @@ class ShardMaker:
                     "could differ; use the environment that the job was started with, or write to another URL"
                 )
         self._format = plan.open_format()
-        self._work: Work = GenerateWork(plan, bundles.load(store, BUNDLE_PREFIX), device)
+        bundle = bundles.load(store, BUNDLE_PREFIX, with_scorer="score" in plan.columns)
+        self._work: Work = GenerateWork(plan, bundle, device)
         self._encoder = Encoder(codecs.make(plan.codec, plan.image_schema), num_cpus - (device.type == "cpu"))
         self._turn = threading.Lock()
 

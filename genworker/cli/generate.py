@@ -27,6 +27,11 @@ from genworker import codecs, formats
     help=f"Of images: {', '.join(codecs.names())}; with a quality of 1 to 100 as in jpeg:85 where it is lossy.",
 )
 @click.option(
+    "--columns",
+    metavar="LIST",
+    help="Of label, latents, score (the discriminator's), with commas. Default: label where the model has classes.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["auto", "float32"]),
     default="auto",

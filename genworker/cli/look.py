@@ -182,6 +182,7 @@ def _dataset_facts(store: Store) -> dict[str, Any]:
             "seed": plan.seed,
             "samples": plan.image_schema.describe(),
             "format": f"{plan.format}, {plan.codec}",
+            "columns": list(plan.columns),
             "numerics": plan.numerics.model_dump(mode="json"),
         }
     try:

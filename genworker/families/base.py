@@ -2,8 +2,8 @@
 
 **images** are float32 tensors [N, C, H, W] in [-1, 1]; **latents** z float32 [N, latent_dim], standard normal; **labels**
 int64 [N], or None where the schema has no classes. A family says what its trained networks *can do* by the capabilities it
-implements (`Generator` for all; encoders, scorers and translators follow). A GAN's generator and a VAE's decoder are the
-same thing to everybody else. Families know torch and nothing of Ray, storage or processes.
+implements (`Generator` for all; `Scorer`, `Likelihood`; encoders and translators follow). A GAN's generator and a VAE's
+decoder are the same thing to everybody else. Families know torch and nothing of Ray, storage or processes.
 """
 
 from __future__ import annotations
@@ -189,6 +189,29 @@ class Likelihood(Protocol):
 
         Returns:
             float64 [N], nats: log density or log probability, as the family's likelihood says.
+        """
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Capability of a family: its trained networks say how real an image looks to them."""
+
+    @property
+    def scoring(self) -> tuple[str, ...]:
+        """Sub-networks that it takes, stored beside the served ones; none where this config cannot score."""
+        ...
+
+    def score(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
+        """Score images one by one.
+
+        Args:
+            networks: the ``scoring`` ones at least.
+            images: float32 [N, C, H, W] in [-1, 1].
+            labels: int64 [N], or None where the schema has no classes.
+
+        Returns:
+            float32 [N], higher for what looks more real. Where a loss only compares pairs, only differences mean something.
         """
         ...
 

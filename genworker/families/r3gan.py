@@ -157,6 +157,16 @@ class R3GAN:
             scores.append(discriminator(batch.images[:whole], None if labels is None else labels[:whole]).float())
         return {"discriminator.held_out_gap": gan_health.held_out_gap(*scores)}
 
+    @property
+    def scoring(self) -> tuple[str, ...]:
+        """The discriminator, unless it judges packs of images, whose score is no single image's."""
+        return ("discriminator",) if self.config.pac == 1 else ()
+
+    def score(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
+        """The discriminator's output on images as they are, without augmentation; see `genworker.families.base.Scorer`."""
+        scores: Tensor = networks["discriminator"](images, labels if self.num_classes else None)
+        return scores.float()
+
     def bands(self) -> tuple[Band, ...]:
         """What a healthy game of the two players looks like."""
         return gan_health.bands(self.config)

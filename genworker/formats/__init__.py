@@ -14,7 +14,7 @@ from genworker.registry import lookup
 if TYPE_CHECKING:
     from genworker.codecs.base import Codec
     from genworker.formats.base import Format
-    from genworker.schema import ImageSchema
+    from genworker.schema import Extras, ImageSchema
 
 # Dotted paths, because each format knows a library that a command which handles no shard should not import.
 FORMATS = {
@@ -34,14 +34,16 @@ def get(name: str) -> type[Format]:
     return found
 
 
-def make(name: str, schema: ImageSchema, codec: Codec) -> Format:
+def make(name: str, schema: ImageSchema, codec: Codec, extras: Extras | None = None) -> Format:
     """The format called ``name`` for samples of ``schema``; raises UsageError that lists the known names."""
-    return get(name)(schema, codec)
+    return get(name)(schema, codec) if extras is None else get(name)(schema, codec, extras)
 
 
-def check_samples_per_shard(name: str, schema: ImageSchema, codec: Codec, samples_per_shard: int) -> None:
+def check_samples_per_shard(
+    name: str, schema: ImageSchema, codec: Codec, samples_per_shard: int, extras: Extras | None = None
+) -> None:
     """Raise PlanError when a shard of that many samples could pass a limit of the format, whatever the pixels are."""
-    limit = make(name, schema, codec).max_samples_per_shard()
+    limit = make(name, schema, codec, extras).max_samples_per_shard()
     if samples_per_shard <= limit:
         return
     advice = f"use at most {limit}" if limit else "not even one such image surely fits; use smaller images"

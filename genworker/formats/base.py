@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from genworker.codecs.base import Codec
-from genworker.schema import ImageSchema, Int64Array, SampleBatch
+from genworker.schema import NO_EXTRAS, Extras, ImageSchema, Int64Array, SampleBatch
 
 
 class ShardWriter(Protocol):
@@ -61,7 +61,7 @@ class Format(Protocol):
     arrow: ClassVar[str | None]
     library: str
 
-    def __init__(self, schema: ImageSchema, codec: Codec) -> None: ...
+    def __init__(self, schema: ImageSchema, codec: Codec, extras: Extras = NO_EXTRAS) -> None: ...
 
     def max_samples_per_shard(self) -> int:
         """How many samples of this schema one shard can surely hold, whatever the pixels are."""

@@ -1,4 +1,4 @@
-"""Parquet shards: one row per sample, in columns sample_index, image and (for data with classes) label.
+"""Parquet shards: one row per sample, in columns sample_index, image, and those of label, latents and score that are wanted.
 
 In: `SampleBatch`es and a codec. Out: the bytes of one Parquet file, the same however the batches were cut. With a codec
 whose bytes are image files, the image column is what Hugging Face calls Image: struct<bytes: binary, path: string>;
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,14 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genworker.errors import DatasetError
-from genworker.formats.checks import check_labels
-from genworker.schema import SampleBatch
+from genworker.formats import columns
+from genworker.formats.checks import check_samples
+from genworker.formats.columns import as_dataset_error
+from genworker.schema import NO_EXTRAS, SampleBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from genworker.codecs.base import Codec
-    from genworker.schema import ImageSchema, Int64Array
+    from genworker.schema import Extras, ImageSchema, Int64Array
 
 _PREFIX = "genworker."
 _IMAGE_PREFIX = _PREFIX + "image."
@@ -48,28 +49,28 @@ class ParquetFormat:
     arrow: ClassVar[str | None] = "parquet"
     library = f"pyarrow {pa.__version__}"
 
-    def __init__(self, schema: ImageSchema, codec: Codec) -> None:
+    def __init__(self, schema: ImageSchema, codec: Codec, extras: Extras = NO_EXTRAS) -> None:
         self._schema = schema
         self._codec = codec
+        self._extras = extras
         image = pa.binary()
         if codec.is_image_file:
             image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        columns = [("sample_index", pa.int64()), ("image", image)]
-        if schema.num_classes:
-            columns.append(("label", pa.int64()))
-        self._columns = pa.schema(columns)
+        rest = columns.fields(schema, extras)
+        self._columns = pa.schema({"sample_index": rest.pop("sample_index"), "image": image, **rest})
 
     def max_samples_per_shard(self) -> int:
-        """How many images fit into 2 GiB, if each is as large as the codec can make it."""
-        return _MAX_IMAGE_BYTES // self._codec.max_bytes
+        """How many images fit into 2 GiB, if each is as large as the codec can make it, or their latents do."""
+        return _MAX_IMAGE_BYTES // max(self._codec.max_bytes, 4 * self._extras.latent_dim)
 
     def writer(self, provenance: Mapping[str, str]) -> ParquetShardWriter:
         """Start a shard."""
-        return ParquetShardWriter(self._schema, self._codec, self._columns.with_metadata(self._metadata(provenance)))
+        described = self._columns.with_metadata(self._metadata(provenance))
+        return ParquetShardWriter(self._schema, self._codec, self._extras, described)
 
     def reader(self, data: bytes) -> ParquetShardReader:
         """Open a shard; raises DatasetError when the bytes are not a whole Parquet file with these columns."""
-        return ParquetShardReader(self._codec, self._columns, data)
+        return ParquetShardReader(self._codec, self._extras, self._columns, data)
 
     def _metadata(self, provenance: Mapping[str, str]) -> dict[str, str]:
         schema = self._schema
@@ -83,24 +84,21 @@ class ParquetFormat:
 
     def _features(self) -> dict[str, Any]:
         # What `datasets` reads to give PIL images and class names instead of bytes and numbers.
-        features: dict[str, Any] = {"sample_index": {"dtype": "int64", "_type": "Value"}}
+        rest = columns.features(self._schema, self._extras)
         is_file = self._codec.is_image_file
-        features["image"] = {"_type": "Image"} if is_file else {"dtype": "binary", "_type": "Value"}
-        if self._schema.num_classes:
-            names = self._schema.class_names or tuple(str(label) for label in range(self._schema.num_classes))
-            features["label"] = {"names": list(names), "_type": "ClassLabel"}
-        return features
+        image = {"_type": "Image"} if is_file else {"dtype": "binary", "_type": "Value"}
+        return {"sample_index": rest.pop("sample_index"), "image": image, **rest}
 
 
 class ParquetShardWriter:
     """Follows `base.ShardWriter`: holds encoded images until `close`, which alone decides where row groups end."""
 
-    def __init__(self, schema: ImageSchema, codec: Codec, columns: pa.Schema) -> None:
+    def __init__(self, schema: ImageSchema, codec: Codec, extras: Extras, described: pa.Schema) -> None:
         self._schema = schema
         self._codec = codec
-        self._columns = columns
-        self._indices: list[Int64Array] = []
-        self._labels: list[Int64Array] = []
+        self._extras = extras
+        self._columns = described
+        self._numbers = columns.ColumnBuffer()
         self._images: list[bytes] = []
         self._closed = False
 
@@ -108,21 +106,18 @@ class ParquetShardWriter:
         """Append samples, encoded here unless that was done before.
 
         Raises:
-            ValueError: pixels of another shape, labels missing, not wanted, or outside [0, num_classes).
+            ValueError: pixels of another shape; labels, latents or scores missing, not wanted, or impossible.
         """
-        check_labels(batch, self._schema)
+        check_samples(batch, self._schema, self._extras)
         self._images.extend(encoded or map(self._codec.encode, batch.pixels))
-        self._indices.append(batch.sample_index)
-        if batch.labels is not None:
-            self._labels.append(batch.labels)
+        self._numbers.add(batch)
 
     def close(self) -> bytes:
         """Return the Parquet file; raises ValueError when nothing was written."""
         if self._closed or not self._images:
             raise ValueError("the shard was closed before" if self._closed else "a shard holds at least one sample")
         self._closed = True
-        indices = np.concatenate(self._indices)
-        labels = np.concatenate(self._labels) if self._labels else None
+        numbers = self._numbers.joined()
         sink = io.BytesIO()
         is_file = self._codec.is_image_file
         with pq.ParquetWriter(
@@ -130,12 +125,11 @@ class ParquetShardWriter:
             self._columns,
             # Encoded images neither compress nor repeat, and bounds of their bytes help nobody.
             compression={
-                "sample_index": "zstd",
-                "label": "zstd",
+                **{name: kind for name, kind in columns.COMPRESSION.items() if name.partition(".")[0] in numbers},
                 **({"image.bytes": "none", "image.path": "zstd"} if is_file else {"image": "none"}),
             },
-            use_dictionary=["label"],
-            write_statistics=["sample_index", "label"],
+            use_dictionary=columns.DICTIONARY,
+            write_statistics=[name for name in columns.STATISTICS if name in numbers],
             write_page_index=True,
             write_page_checksum=True,
             # Pages end where the content says so: stores that deduplicate see equal parts of two versions as equal.
@@ -143,22 +137,21 @@ class ParquetShardWriter:
         ) as writer:
             start = 0
             for stop in row_group_ends([len(image) for image in self._images]):
-                writer.write_table(self._table(indices, labels, start, stop), row_group_size=stop - start)
+                writer.write_table(self._table(numbers, start, stop), row_group_size=stop - start)
                 # Written images are dropped at once: a shard is in memory about once, not twice.
                 self._images[start:stop] = [b""] * (stop - start)
                 start = stop
         self._images.clear()
         return sink.getvalue()
 
-    def _table(self, indices: Int64Array, labels: Int64Array | None, start: int, stop: int) -> pa.Table:
+    def _table(self, numbers: dict[str, Any], start: int, stop: int) -> pa.Table:
         images = pa.array(self._images[start:stop], pa.binary())
         if self._codec.is_image_file:
-            paths = [f"{index:012d}.{self._codec.extension}" for index in indices[start:stop].tolist()]
+            indices = numbers["sample_index"][start:stop].tolist()
+            paths = [f"{index:012d}.{self._codec.extension}" for index in indices]
             images = pa.StructArray.from_arrays([images, pa.array(paths, pa.string())], names=["bytes", "path"])
-        columns = [pa.array(indices[start:stop], pa.int64()), images]
-        if labels is not None:
-            columns.append(pa.array(labels[start:stop], pa.int64()))
-        return pa.Table.from_arrays(columns, schema=self._columns)
+        found = {"image": images, **columns.arrays(numbers, start, stop)}
+        return pa.Table.from_arrays([found[name] for name in self._columns.names], schema=self._columns)
 
 
 def row_group_ends(sizes: list[int]) -> list[int]:
@@ -176,14 +169,15 @@ def row_group_ends(sizes: list[int]) -> list[int]:
 class ParquetShardReader:
     """Follows `base.ShardReader`; keeps the row groups that `read_row` touched, still encoded."""
 
-    def __init__(self, codec: Codec, columns: pa.Schema, data: bytes) -> None:
+    def __init__(self, codec: Codec, extras: Extras, expected: pa.Schema, data: bytes) -> None:
         self._codec = codec
-        with _as_dataset_error("cannot be opened"):
+        self._extras = extras
+        with as_dataset_error("cannot be opened"):
             self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             seen = self._file.schema_arrow
             self._metadata = {key.decode(): value.decode() for key, value in (seen.metadata or {}).items()}
-        if not seen.equals(columns, check_metadata=False):
-            raise DatasetError(f"Parquet shard: columns are {_one_line(seen)}, expected {_one_line(columns)}")
+        if not seen.equals(expected, check_metadata=False):
+            raise DatasetError(f"Parquet shard: columns are {_one_line(seen)}, expected {_one_line(expected)}")
         footer = self._file.metadata
         promised = self.provenance.get("num_samples")
         if promised is not None and promised != str(footer.num_rows):
@@ -219,10 +213,10 @@ class ParquetShardReader:
         first_group = int(np.searchsorted(self._ends, first_row, side="right"))
         groups = list(range(first_group, len(self._ends)))
         row = int(self._ends[first_group - 1]) if first_group else 0
-        with _as_dataset_error("cannot be read"):
+        with as_dataset_error("cannot be read"):
             records = self._file.iter_batches(batch_size=_DECODE_ROWS, row_groups=groups, use_threads=False)
         while row < len(self):
-            with _as_dataset_error("cannot be read"):
+            with as_dataset_error("cannot be read"):
                 record = next(records, None)
             # A damaged page can make pyarrow stop early, without a word.
             if record is None:
@@ -239,16 +233,16 @@ class ParquetShardReader:
             raise IndexError(f"row {row}: the shard has {len(self)}")
         group = int(np.searchsorted(self._ends, row, side="right"))
         if group not in self._groups:
-            with _as_dataset_error("cannot be read"):
+            with as_dataset_error("cannot be read"):
                 table = self._file.read_row_group(group, use_threads=False)
                 self._groups[group] = table.combine_chunks().to_batches()[0]
         first = int(self._ends[group - 1]) if group else 0
         return self._decode(self._groups[group].slice(row - first, 1))
 
     def _integers(self, name: str) -> Int64Array:
-        with _as_dataset_error("cannot be read"):
+        with as_dataset_error("cannot be read"):
             column = self._file.read([name], use_threads=False).column(name)
-        return _to_int64(column.combine_chunks(), name)
+        return columns.to_int64(column.combine_chunks(), name)
 
     def _decode(self, record: pa.RecordBatch) -> SampleBatch:
         images = record.column("image")
@@ -258,26 +252,11 @@ class ParquetShardReader:
         if None in encoded:
             raise DatasetError("Parquet shard: an image is null")
         return SampleBatch(
-            sample_index=_to_int64(record.column("sample_index"), "sample_index"),
+            sample_index=columns.read_index(record),
             pixels=np.stack([self._codec.decode(data) for data in encoded]),
-            labels=_to_int64(record.column("label"), "label") if "label" in record.schema.names else None,
+            **columns.read_rest(record, self._extras),
         )
-
-
-def _to_int64(column: pa.Array, name: str) -> Int64Array:
-    if column.null_count:
-        raise DatasetError(f"Parquet shard: column {name} has {column.null_count} nulls")
-    # A copy, because Arrow's memory is read-only and goes away with the file.
-    return np.array(column, dtype=np.int64)
 
 
 def _one_line(columns: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in columns)
-
-
-@contextmanager
-def _as_dataset_error(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError) as err:
-        raise DatasetError(f"Parquet shard: {what}: {err}; the shard is damaged or no Parquet file") from err

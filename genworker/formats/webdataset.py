@@ -1,4 +1,6 @@
-"""WebDataset shards: a tar file with two members per sample, <sample index>.<image extension> and <sample index>.cls.
+"""WebDataset shards: a tar file with the members of one sample side by side, <sample index>.<image extension> first.
+
+After it stand, where the dataset has them, <sample index>.cls (the label), .latents.npy (float32) and .json (the score).
 
 In: `SampleBatch`es and a codec. Out: the bytes of a POSIX tar file (ustar), the same however the batches were cut, on any
 machine at any time. What the shard says about itself, and a CRC-32 of its members, stand in the comment of a pax global
@@ -8,7 +10,6 @@ header at the front, as git does it: every tar reader skips it, so that samples 
 from __future__ import annotations
 
 import io
-import json
 import re
 import struct
 import zlib
@@ -17,20 +18,18 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from genworker.errors import DatasetError
-from genworker.formats.checks import check_labels
-from genworker.schema import SampleBatch
+from genworker.formats import ustar
+from genworker.formats.checks import check_samples
+from genworker.schema import NO_EXTRAS, SampleBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from genworker.codecs.base import Codec
-    from genworker.schema import ImageSchema, Int64Array
+    from genworker.schema import Extras, Float32Array, ImageSchema, Int64Array
 
-_BLOCK = 512
-_RECORD = 20 * _BLOCK  # tar files end with two blocks of zeros and are filled up to a whole record
-_GLOBAL_NAME = "pax_global_header"
-_FILE, _GLOBAL = b"0", b"g"
-_KEY = re.compile(r"([0-9]{12,18})\.([0-9a-z]+)")
+_KEY = re.compile(r"([0-9]{12,18})\.([0-9a-z.]+)")
+_LABEL, _LATENTS, _SCORE = "cls", "latents.npy", "json"
 
 # A shard is built in memory and put in one piece. Tar itself knows no such limit.
 _MAX_SHARD_BYTES = 2**31 - 1 - 2**16
@@ -47,32 +46,36 @@ class WebDatasetFormat:
     arrow: ClassVar[str | None] = None
     library = "ustar 1"
 
-    def __init__(self, schema: ImageSchema, codec: Codec) -> None:
+    def __init__(self, schema: ImageSchema, codec: Codec, extras: Extras = NO_EXTRAS) -> None:
         self._schema = schema
         self._codec = codec
+        self._extras = extras
 
     def max_samples_per_shard(self) -> int:
         """How many samples fit into 2 GiB, if each image is as large as the codec can make it."""
-        label = 2 * _BLOCK if self._schema.num_classes else 0
-        return _MAX_SHARD_BYTES // (_BLOCK + _padded(self._codec.max_bytes) + label)
+        small = 2 * ustar.BLOCK * (bool(self._schema.num_classes) + self._extras.score)
+        latent_dim = self._extras.latent_dim
+        latents = ustar.BLOCK + ustar.padded(len(_npy_header(latent_dim)) + 4 * latent_dim) if latent_dim else 0
+        return _MAX_SHARD_BYTES // (ustar.BLOCK + ustar.padded(self._codec.max_bytes) + small + latents)
 
     def writer(self, provenance: Mapping[str, str]) -> WebDatasetShardWriter:
         """Start a shard."""
-        return WebDatasetShardWriter(self._schema, self._codec, provenance)
+        return WebDatasetShardWriter(self._schema, self._codec, self._extras, provenance)
 
     def reader(self, data: bytes) -> WebDatasetShardReader:
         """Open a shard; raises DatasetError when the bytes are not a whole shard that this format wrote."""
-        return WebDatasetShardReader(self._schema, self._codec, data)
+        return WebDatasetShardReader(self._schema, self._codec, self._extras, data)
 
 
 class WebDatasetShardWriter:
     """Follows `base.ShardWriter`."""
 
-    def __init__(self, schema: ImageSchema, codec: Codec, provenance: Mapping[str, str]) -> None:
+    def __init__(self, schema: ImageSchema, codec: Codec, extras: Extras, provenance: Mapping[str, str]) -> None:
         self._schema = schema
         self._codec = codec
+        self._extras = extras
         self._provenance = provenance
-        self._start = len(_global_header(provenance, 0))
+        self._start = len(ustar.global_header(provenance, 0))
         self._tar = io.BytesIO()
         self._tar.seek(self._start)
         self._empty, self._closed = True, False
@@ -81,32 +84,37 @@ class WebDatasetShardWriter:
         """Append samples, encoded here unless that was done before.
 
         Raises:
-            ValueError: pixels of another shape, labels missing, not wanted, or outside [0, num_classes).
+            ValueError: pixels of another shape; labels, latents or scores missing, not wanted, or impossible.
         """
-        check_labels(batch, self._schema)
+        check_samples(batch, self._schema, self._extras)
         images = encoded or map(self._codec.encode, batch.pixels)
         for row, (index, image) in enumerate(zip(batch.sample_index.tolist(), images, strict=True)):
             self._empty = False
-            self._add(f"{index:012d}.{self._codec.extension}", image)
+            key = f"{index:012d}"
+            self._add(f"{key}.{self._codec.extension}", image)
             if batch.labels is not None:
-                self._add(f"{index:012d}.cls", b"%d" % batch.labels[row])
+                self._add(f"{key}.{_LABEL}", b"%d" % batch.labels[row])
+            if batch.latents is not None:
+                self._add(f"{key}.{_LATENTS}", _npy(batch.latents[row]))
+            if batch.scores is not None:
+                self._add(f"{key}.{_SCORE}", _score_text(float(batch.scores[row])))
 
     def close(self) -> bytes:
         """Return the tar file; raises ValueError when nothing was written."""
         if self._closed or self._empty:
             raise ValueError("the shard was closed before" if self._closed else "a shard holds at least one sample")
         self._closed = True
-        self._tar.write(bytes(_end(self._tar.tell()) - self._tar.tell()))
+        self._tar.write(bytes(ustar.end_of(self._tar.tell()) - self._tar.tell()))
         with self._tar.getbuffer() as whole:
-            header = _global_header(self._provenance, zlib.crc32(whole[self._start :]))
+            header = ustar.global_header(self._provenance, zlib.crc32(whole[self._start :]))
             whole[: self._start] = header
         # No copy: the buffer hands its bytes over.
         return self._tar.getvalue()
 
     def _add(self, name: str, data: bytes) -> None:
-        self._tar.write(_header(name, len(data), _FILE))
+        self._tar.write(ustar.header(name, len(data), ustar.FILE))
         self._tar.write(data)
-        self._tar.write(bytes(-len(data) % _BLOCK))
+        self._tar.write(bytes(-len(data) % ustar.BLOCK))
 
 
 class _Member(NamedTuple):
@@ -114,6 +122,11 @@ class _Member(NamedTuple):
     extension: str
     start: int
     size: int
+
+    @property
+    def end(self) -> int:
+        """Where the next header is."""
+        return self.start + ustar.padded(self.size)
 
 
 class WebDatasetShardReader:
@@ -123,14 +136,17 @@ class WebDatasetShardReader:
     refused, and nothing is ever extracted.
     """
 
-    def __init__(self, schema: ImageSchema, codec: Codec, data: bytes) -> None:
+    def __init__(self, schema: ImageSchema, codec: Codec, extras: Extras, data: bytes) -> None:
         self._schema = schema
         self._codec = codec
+        self._extras = extras
         self._data = data
-        self._provenance, start = _read_global_header(data)
+        self._provenance, start = ustar.read_global_header(data)
         indices: list[int] = []
         labels: list[int] = []
+        scores: list[float] = []
         places: list[tuple[int, int]] = []
+        latents: list[int] = []
         while (image := self._member(start)) is not None:
             if image.extension != codec.extension:
                 raise DatasetError(
@@ -139,18 +155,26 @@ class WebDatasetShardReader:
                 )
             indices.append(int(image.key))
             places.append((image.start, image.size))
-            start = image.start + _padded(image.size)
+            member = image
             if schema.num_classes:
-                label = self._member(start)
-                labels.append(self._label(image.key, label))
-                start += 2 * _BLOCK
-        if len(data) != _end(start) or data.count(0, start) != len(data) - start:
+                member = self._next(member, _LABEL)
+                labels.append(self._label(member))
+            if extras.latent_dim:
+                member = self._next(member, _LATENTS)
+                latents.append(self._place_of_latents(member))
+            if extras.score:
+                member = self._next(member, _SCORE)
+                scores.append(self._score(member))
+            start = member.end
+        if len(data) != ustar.end_of(start) or data.count(0, start) != len(data) - start:
             raise DatasetError(
                 f"WebDataset shard: what follows the last member, at byte {start}, is no end of a tar file"
             )
         self._indices = np.array(indices, np.int64)
         self._labels = np.array(labels, np.int64) if schema.num_classes else None
+        self._scores = np.array(scores, np.float32) if extras.score else None
         self._places = np.array(places, np.int64).reshape(-1, 2)
+        self._latents = np.array(latents, np.int64)
         promised = self._provenance.get("num_samples")
         if promised is not None and promised != str(len(self)):
             raise DatasetError(f"WebDataset shard: it has {len(self)} rows and says that it has {promised}")
@@ -190,83 +214,83 @@ class WebDatasetShardReader:
             sample_index=self._indices[first:stop].copy(),
             pixels=np.stack([self._codec.decode(self._data[start : start + size]) for start, size in places]),
             labels=None if self._labels is None else self._labels[first:stop].copy(),
+            latents=self._read_latents(first, stop),
+            scores=None if self._scores is None else self._scores[first:stop].copy(),
         )
+
+    def _read_latents(self, first: int, stop: int) -> Float32Array | None:
+        if not self._extras.latent_dim:
+            return None
+        rows = [
+            np.frombuffer(self._data, "<f4", self._extras.latent_dim, start)
+            for start in self._latents[first:stop].tolist()
+        ]
+        return np.stack(rows).astype(np.float32)
 
     def _member(self, position: int) -> _Member | None:
         """The member whose header starts at ``position``, or None at a block of zeros or past the end."""
-        header = self._data[position : position + _BLOCK]
+        header = self._data[position : position + ustar.BLOCK]
         if not any(header[:100]):
             return None
         name = header[:100].rstrip(b"\0").decode("ascii", "replace")
         size = int(header[124:135], 8) if re.fullmatch(rb"[0-7]{11}", header[124:135]) else -1
         match = _KEY.fullmatch(name)
-        end = position + _BLOCK + size
-        if match is None or not 0 <= size <= len(self._data) - _BLOCK or end > len(self._data):
+        end = position + ustar.BLOCK + size
+        if match is None or not 0 <= size <= len(self._data) - ustar.BLOCK or end > len(self._data):
             raise DatasetError(f"WebDataset shard: member {name!r} at byte {position} is none of a shard of genworker")
-        if header != _header(name, size, _FILE):
+        if header != ustar.header(name, size, ustar.FILE):
             raise DatasetError(
                 f"WebDataset shard: member {name!r} at byte {position} is no plain file as genworker writes it"
             )
-        return _Member(match[1], match[2], position + _BLOCK, size)
+        return _Member(match[1], match[2], position + ustar.BLOCK, size)
 
-    def _label(self, key: str, member: _Member | None) -> int:
-        if member is None or (member.key, member.extension) != (key, "cls"):
-            raise DatasetError(f"WebDataset shard: sample {key} has no label (member {key}.cls)")
+    def _next(self, last: _Member, extension: str) -> _Member:
+        """The member of the same sample that has to stand after ``last``."""
+        member = self._member(last.end)
+        if member is None or (member.key, member.extension) != (last.key, extension):
+            what = {_LABEL: "label", _LATENTS: "latents", _SCORE: "score"}[extension]
+            raise DatasetError(f"WebDataset shard: sample {last.key} has no {what} (member {last.key}.{extension})")
+        return member
+
+    def _label(self, member: _Member) -> int:
         text = self._data[member.start : member.start + member.size]
         if not re.fullmatch(rb"[0-9]{1,18}", text):
-            raise DatasetError(f"WebDataset shard: the label of sample {key} is {text[:20]!r}, which is no number")
+            raise DatasetError(
+                f"WebDataset shard: the label of sample {member.key} is {text[:20]!r}, which is no number"
+            )
         return int(text)
 
+    def _score(self, member: _Member) -> float:
+        text = self._data[member.start : member.start + member.size]
+        match = re.fullmatch(rb'\{"score": (-?[0-9.e+-]{1,20})\}', text)
+        try:
+            score = float(match[1]) if match else None
+        except ValueError:
+            score = None
+        if score is None or text != _score_text(score):
+            raise DatasetError(f"WebDataset shard: the score of sample {member.key} is {text[:40]!r}, which is none")
+        return score
 
-def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
-
-
-def _end(position: int) -> int:
-    """Length of a tar file whose last member ends at ``position``."""
-    return -(-(position + 2 * _BLOCK) // _RECORD) * _RECORD
-
-
-def _header(name: str, size: int, type: bytes) -> bytes:
-    """One ustar header (POSIX.1-2001, pax): owner root, mode 644, time 0.
-
-    Made here because the bytes that the standard library's tarfile makes have changed between versions of Python.
-    """
-    fields = (name.encode(), b"0000644", b"0000000", b"0000000", b"%011o" % size, b"%011o" % 0)
-    rest = (type, b"", b"ustar\x0000", b"", b"", b"", b"")
-    blank = struct.pack("100s8s8s8s12s12s8sc100s8s32s32s8s8s167x", *fields, b" " * 8, *rest)
-    return blank[:148] + b"%06o\0 " % sum(blank) + blank[156:]
-
-
-def _global_header(provenance: Mapping[str, str], crc32: int) -> bytes:
-    lines = {"version": 1, "crc32": f"{crc32:08x}", "provenance": dict(sorted(provenance.items()))}
-    text = b" comment=" + json.dumps({"genworker": lines}, separators=(",", ":")).encode() + b"\n"
-    # A pax record begins with its own length, in decimal, which counts itself.
-    length = next(total for digits in range(1, 9) if len(str(total := digits + len(text))) == digits)
-    record = b"%d" % length + text
-    return _header(_GLOBAL_NAME, len(record), _GLOBAL) + record + bytes(-len(record) % _BLOCK)
+    def _place_of_latents(self, member: _Member) -> int:
+        header = _npy_header(self._extras.latent_dim)
+        if member.size != len(header) + 4 * self._extras.latent_dim or not self._data.startswith(header, member.start):
+            raise DatasetError(
+                f"WebDataset shard: the latents of sample {member.key} are no array of {self._extras.latent_dim} float32"
+            )
+        return member.start + len(header)
 
 
-def _read_global_header(data: bytes) -> tuple[dict[str, str], int]:
-    """Provenance, and where the members start; raises DatasetError unless all that follows has the CRC-32 it should."""
-    match = re.match(rb"[0-9]{1,5} comment=(.{1,65536})\n", data[_BLOCK : _BLOCK + 2**17])
-    try:
-        lines = json.loads(match[1])["genworker"] if match else {}
-        provenance = {str(key): str(value) for key, value in lines["provenance"].items()}
-        crc32 = int(lines["crc32"], 16)
-        header = _global_header(provenance, crc32)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, StopIteration, struct.error) as err:
-        raise DatasetError(
-            f"WebDataset shard of {len(data)} bytes: it does not begin as shards of genworker do; it is damaged or foreign"
-        ) from err
-    if not data.startswith(header):
-        raise DatasetError(
-            "WebDataset shard: its first header is not as this version of genworker writes it; the shard is damaged"
-        )
-    seen = zlib.crc32(memoryview(data)[len(header) :])
-    if seen != crc32:
-        raise DatasetError(
-            f"WebDataset shard of {len(data)} bytes: its members have CRC-32 {seen:08x}, it says {crc32:08x}; it is cut "
-            "short or was changed"
-        )
-    return provenance, len(header)
+def _npy(latents: Float32Array) -> bytes:
+    return _npy_header(len(latents)) + latents.astype("<f4").tobytes()
+
+
+def _npy_header(length: int) -> bytes:
+    """The beginning of a .npy file of one row (version 1.0); made here so that its bytes do not depend on numpy's version."""
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % length
+    padded = text + b" " * (-(10 + len(text) + 1) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded
+
+
+def _score_text(score: float) -> bytes:
+    # Nine digits tell any two float32 apart.
+    return b'{"score": %s}' % f"{score:.9g}".encode()

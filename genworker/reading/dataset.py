@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from genworker.errors import DatasetError, UsageError
 from genworker.reading.manifest import Fault, read_manifest
 from genworker.reading.shard import naming, open_shard
-from genworker.schema import SampleBatch
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from genworker.bulk.records import Manifest
     from genworker.formats.base import ShardReader
     from genworker.reading.torch_stream import TorchStream
-    from genworker.schema import ImageSchema, Pixels
+    from genworker.schema import Float32Array, ImageSchema, Pixels, SampleBatch
     from genworker.stores.base import Store
 
 # Random access jumps between neighbours and a few hot shards; each open one is held in memory as it is stored.
@@ -42,12 +41,16 @@ class Sample:
     Attributes:
         index: its position in the dataset.
         pixels: uint8 [H, W, C].
-        label: in [0, num_classes), or None for unlabelled data.
+        label: in [0, num_classes), or None where the dataset stores none.
+        latents: float32 [latent_dim], or None where the dataset stores none.
+        score: the discriminator's, or None where the dataset stores none.
     """
 
     index: int
     pixels: Pixels
     label: int | None
+    latents: Float32Array | None = None
+    score: float | None = None
 
 
 class Dataset:
@@ -79,8 +82,8 @@ class Dataset:
 
     @property
     def schema(self) -> ImageSchema:
-        """The shape of every image, and the classes."""
-        return self.manifest.plan.image_schema
+        """The shape of every image, and the classes where labels are stored."""
+        return self.manifest.plan.stored_schema
 
     def __repr__(self) -> str:
         return (
@@ -152,7 +155,7 @@ class Dataset:
         return TorchStream(self, rank=rank, world_size=world_size)
 
     def to_arrow(self) -> Any:
-        """A `pyarrow.dataset.Dataset` of columns sample_index, image and label, over the manifest's shards and no others.
+        """A `pyarrow.dataset.Dataset` of the stored columns, over the manifest's shards and no others.
 
         It reads by byte range and compares no digests. Its ``files`` and ``filesystem`` are what other readers of Parquet
         take: ``ray.data.read_parquet(arrow.files, filesystem=arrow.filesystem)``.
@@ -187,7 +190,7 @@ class Dataset:
                 return
             if batch is None:
                 return
-            batch = _first_of(batch, stop - first)
+            batch = batch.part(0, stop - first)
             first += len(batch)
             yield batch
 
@@ -233,17 +236,11 @@ def open_dataset(url: str, *, verify: bool = True, on_bad_shard: OnBadShard = "r
     return Dataset(store, read_manifest(store), verify=verify, on_bad_shard=on_bad_shard)
 
 
-def _first_of(batch: SampleBatch, num: int) -> SampleBatch:
-    """The first ``num`` samples of a batch, or all that there are."""
-    if len(batch) <= num:
-        return batch
-    labels = None if batch.labels is None else batch.labels[:num]
-    return SampleBatch(batch.sample_index[:num], batch.pixels[:num], labels)
-
-
 def _sample(batch: SampleBatch, position: int) -> Sample:
     return Sample(
         index=int(batch.sample_index[position]),
         pixels=batch.pixels[position],
         label=None if batch.labels is None else int(batch.labels[position]),
+        latents=None if batch.latents is None else batch.latents[position],
+        score=None if batch.scores is None else float(batch.scores[position]),
     )

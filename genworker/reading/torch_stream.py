@@ -24,7 +24,9 @@ State = dict[str, Any]
 
 
 class TorchStream(IterableDataset[dict[str, Any]]):
-    """Samples as ``{"index": int, "pixels": uint8 tensor [C, H, W], "label": int}``; no label for unlabelled data.
+    """Samples as ``{"index": int, "pixels": uint8 tensor [C, H, W], "label": int, "latents": float32 tensor, "score": float}``.
+
+    Only what the dataset stores is there: no label for unlabelled data.
 
     Samples come in order of their indices, which for generated data is as random as any other order. A reader (one worker
     of one rank) reads one stretch of them, so that each shard is fetched by one reader, two where stretches meet. Shares
@@ -66,6 +68,10 @@ class TorchStream(IterableDataset[dict[str, Any]]):
                     }
                     if batch.labels is not None:
                         sample["label"] = int(batch.labels[row])
+                    if batch.latents is not None:
+                        sample["latents"] = torch.from_numpy(batch.latents[row])
+                    if batch.scores is not None:
+                        sample["score"] = float(batch.scores[row])
                     yield sample
             # Shards that were skipped are done with as well.
             left = self._left = ranges.without(left, first, stop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,6 +198,12 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def average_of(snapshot: Snapshot) -> dict[str, Tensor]:
     """The averaged weights of the served networks in a checkpoint, by the names of their state_dict."""
     return _below(snapshot.tensors, "average.")
+
+
+def trained_of(snapshot: Snapshot, names: Collection[str]) -> dict[str, Tensor]:
+    """The weights of networks in a checkpoint as they were trained, not averaged, by the names of their state_dict."""
+    found = _below(snapshot.tensors, "networks.")
+    return {name: tensor for name, tensor in found.items() if name.partition(".")[0] in names}
 
 
 def _digest(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -20,6 +20,7 @@ from torch import nn
 from genworker import families, metrics
 from genworker.bundle import Bundle, Lineage
 from genworker.errors import CheckpointError, UsageError
+from genworker.families.base import Scorer
 from genworker.metrics.base import Metric
 from genworker.metrics.cards import Card, Score
 from genworker.metrics.classifier import ClassifierConfig
@@ -217,8 +218,10 @@ def averaged(store: Store, key: str, spec: TrainSpec, schema: ImageSchema) -> tu
     built = family.build()
     networks = nn.ModuleDict({name: built[name] for name in family.served})
     networks.load_state_dict(checkpoint.average_of(snapshot))
+    judges = nn.ModuleDict({name: built[name] for name in (family.scoring if isinstance(family, Scorer) else ())})
+    judges.load_state_dict(checkpoint.trained_of(snapshot, judges.keys()))
     images_seen = int(snapshot.counters["images_seen"])
-    return Bundle.pack(spec.family, schema, networks, Lineage(images_seen=images_seen)), images_seen
+    return Bundle.pack(spec.family, schema, networks, Lineage(images_seen=images_seen), judges), images_seen
 
 
 def keep_if_best(spec: TrainSpec, url: str, key: str) -> bool:

@@ -6,10 +6,12 @@ import math
 from datetime import UTC, datetime
 
 import torch
+from torch import nn
 
 import genworker
 from genworker.bundle import Bundle, Lineage
 from genworker.errors import TrainingError
+from genworker.families.base import Scorer
 from genworker.sources.base import Source
 from genworker.training.record import Metrics
 from genworker.training.step import Trainer, all_finite
@@ -31,4 +33,7 @@ def pack_bundle(trainer: Trainer, source: Source, metrics: Metrics) -> Bundle:
         versions={"genworker": genworker.__version__, "torch": torch.__version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return Bundle.pack(spec.family, source.schema, trainer.average.networks, lineage)
+    scoring = trainer.family.scoring if isinstance(trainer.family, Scorer) else ()
+    # As trained, not averaged: the game's other player, at the moment when it ended.
+    judges = nn.ModuleDict({name: trainer.networks[name] for name in scoring})
+    return Bundle.pack(spec.family, source.schema, trainer.average.networks, lineage, judges)

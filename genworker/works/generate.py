@@ -9,6 +9,7 @@ import torch
 from genworker.bulk.plan import Plan, Task
 from genworker.bulk.stages import StageSeconds
 from genworker.bundle import Bundle
+from genworker.sampling.columns import StoredColumns
 from genworker.sampling.engine import Engine
 from genworker.schema import SampleBatch
 
@@ -18,7 +19,9 @@ class GenerateWork:
 
     def __init__(self, plan: Plan, bundle: Bundle, device: torch.device) -> None:
         self._engine = Engine(bundle, plan, device)
+        self._columns = StoredColumns(bundle, plan, device)
 
     def run(self, task: Task, stages: StageSeconds) -> Iterator[SampleBatch]:
         """Yield the task's samples, a micro-batch at a time."""
-        return self._engine.batches(task.first_index, task.num_samples, stages)
+        for batch in self._engine.batches(task.first_index, task.num_samples, stages):
+            yield self._columns.complete(batch, stages)

@@ -62,8 +62,9 @@ def test_lossless_codec_gives_back_the_same_pixels(name: str, schema: ImageSchem
     seed=st.integers(0, 2**32),
 )
 def test_lossy_codec_gives_back_nearly_the_same_pixels(name: str, schema: ImageSchema, seed: int) -> None:
-    """Smooth pictures come back in their size and type, on average less than 2 of 255 levels away; 8 where colours are
-    stored at half resolution, which in pictures of one or two pixels is all that there is.
+    """Smooth pictures come back in their size and type, on average less than 2 of 255 levels away.
+
+    It is 8 where colours are stored at half resolution, which in pictures of one or two pixels is all that there is.
     """
     assume(schema.channels in codecs.get(name).channels)
     pixels = waves(schema, seed)

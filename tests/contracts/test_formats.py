@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from genworker import codecs, formats
 from genworker.errors import DatasetError, PlanError, UsageError
 from genworker.formats import parquet
-from genworker.schema import ImageSchema, SampleBatch
+from genworker.schema import NO_EXTRAS, Extras, ImageSchema, SampleBatch
 
 PROVENANCE = {"plan_id": "0123456789abcdef", "first_index": "100", "num_samples": "37"}
 SCHEMA = ImageSchema(channels=3, height=6, width=5, num_classes=4)
@@ -23,25 +24,28 @@ PAIRS = [(format, codec) for format in formats.names() for codec in codecs.names
 SHAPES = [(format, codec, channels) for format, codec in PAIRS for channels in codecs.get(codec).channels]
 
 
-def samples(schema: ImageSchema, num: int = 37, first: int = 100) -> SampleBatch:
+ALL = Extras(latent_dim=5, score=True)
+
+
+def samples(schema: ImageSchema, num: int = 37, first: int = 100, extras: Extras = NO_EXTRAS) -> SampleBatch:
     random = np.random.default_rng(first)
     return SampleBatch(
         sample_index=np.arange(first, first + num),
         pixels=random.integers(0, 256, (num, *schema.pixel_shape), dtype=np.uint8),
         labels=random.integers(0, schema.num_classes, num) if schema.num_classes else None,
+        latents=random.standard_normal((num, extras.latent_dim), np.float32) if extras.latent_dim else None,
+        scores=random.standard_normal(num, np.float32) if extras.score else None,
     )
 
 
 def cut(batch: SampleBatch, ends: list[int]) -> list[SampleBatch]:
-    pairs = zip([0, *ends], [*ends, len(batch)], strict=True)
-    return [
-        SampleBatch(batch.sample_index[a:b], batch.pixels[a:b], None if batch.labels is None else batch.labels[a:b])
-        for a, b in pairs
-    ]
+    return [batch.part(a, b) for a, b in zip([0, *ends], [*ends, len(batch)], strict=True)]
 
 
-def shard(format: str, codec: str, schema: ImageSchema, batches: list[SampleBatch]) -> bytes:
-    writer = formats.make(format, schema, codecs.make(codec, schema)).writer(
+def shard(
+    format: str, codec: str, schema: ImageSchema, batches: list[SampleBatch], extras: Extras = NO_EXTRAS
+) -> bytes:
+    writer = formats.make(format, schema, codecs.make(codec, schema), extras).writer(
         PROVENANCE | {"num_samples": str(sum(len(batch) for batch in batches))}
     )
     for batch in batches:
@@ -94,13 +98,57 @@ def test_reading_can_begin_at_any_row(format: str) -> None:
             np.testing.assert_array_equal(np.concatenate([part.pixels for part in read]), batch.pixels[first:])
 
 
-@pytest.mark.parametrize(("format", "codec"), PAIRS)
+@pytest.mark.parametrize("format", formats.names())
 @settings(max_examples=15, deadline=None)
-@given(ends=st.lists(st.integers(0, 600), max_size=6))
+@given(ends=st.lists(st.integers(0, 600), max_size=6), codec=st.sampled_from(["png", "raw", "jpeg"]))
 def test_bytes_do_not_depend_on_how_batches_are_cut(format: str, codec: str, ends: list[int]) -> None:
     """The same samples give the same bytes however the calls of write() divide them, empty batches included."""
-    batch = samples(SCHEMA, 600)
-    assert shard(format, codec, SCHEMA, cut(batch, sorted(ends))) == shard(format, codec, SCHEMA, [batch])
+    batch = samples(SCHEMA, 600, extras=ALL)
+    whole = shard(format, codec, SCHEMA, [batch], ALL)
+    assert shard(format, codec, SCHEMA, cut(batch, sorted(ends)), ALL) == whole
+
+
+@pytest.mark.parametrize("format", formats.names())
+@pytest.mark.parametrize("num_classes", [0, 4])
+@pytest.mark.parametrize("extras", [Extras(latent_dim=5), Extras(score=True), ALL, Extras(latent_dim=1000)])
+def test_latents_and_scores_come_back_bit_for_bit(format: str, num_classes: int, extras: Extras) -> None:
+    """Optional columns are read as they were written, whole and row by row, whichever are there."""
+    schema = SCHEMA.model_copy(update={"num_classes": num_classes})
+    batch = samples(schema, 300, extras=extras)
+    if batch.scores is not None:
+        batch.scores[:4] = [0.1, -3.4e38, 1.4e-45, 16777217]
+    data = shard(format, "raw", schema, [batch], extras)
+    reader = formats.make(format, schema, codecs.make("raw", schema), extras).reader(data)
+    read = list(reader.batches()), [reader.read_row(row) for row in range(0, 300, 50)]
+    for parts, rows in zip(read, (slice(None), slice(0, 300, 50)), strict=True):
+        for name in ("labels", "latents", "scores"):
+            expected, seen = getattr(batch, name), [getattr(part, name) for part in parts]
+            if expected is None:
+                assert seen == [None] * len(parts)
+            else:
+                assert seen[0].dtype == expected.dtype
+                np.testing.assert_array_equal(np.concatenate(seen), expected[rows])
+
+
+@pytest.mark.parametrize("format", formats.names())
+def test_missing_or_other_latents_and_scores_are_refused(format: str) -> None:
+    """Writers refuse latents and scores that are missing, unwanted or not finite; readers refuse shards of other columns."""
+    codec = codecs.make("raw", SCHEMA)
+    plain, full = samples(SCHEMA), samples(SCHEMA, extras=ALL)
+    assert full.scores is not None
+    for extras, batch, problem in (
+        (ALL, plain, "0 latents per sample; the dataset stores 5"),
+        (NO_EXTRAS, full, "5 latents per sample; the dataset stores 0"),
+        (Extras(latent_dim=5), full, "scores are given"),
+        (Extras(score=True), plain, "scores are missing"),
+        (ALL, replace(full, scores=np.full(37, np.inf, np.float32)), "not finite"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            formats.make(format, SCHEMA, codec, extras).writer(PROVENANCE).write(batch)
+    for written, wanted in ((ALL, Extras(latent_dim=5)), (Extras(score=True), ALL), (Extras(latent_dim=4), ALL)):
+        data = shard(format, "raw", SCHEMA, [samples(SCHEMA, extras=written)], written)
+        with pytest.raises(DatasetError):
+            list(formats.make(format, SCHEMA, codec, wanted).reader(data).batches())
 
 
 @pytest.mark.parametrize(("format", "codec"), PAIRS)
@@ -120,7 +168,7 @@ def test_changed_byte_is_refused_or_harmless(format: str, codec: str) -> None:
     maker = formats.make(format, SCHEMA, codecs.make(codec, SCHEMA))
     data = shard(format, codec, SCHEMA, [samples(SCHEMA)])
     whole = np.concatenate([part.pixels for part in maker.reader(data).batches()])
-    for position in range(0, len(data), 7):
+    for position in range(0, len(data), 11):
         damaged = bytearray(data)
         damaged[position] ^= 0x55
         try:

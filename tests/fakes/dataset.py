@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genworker import codecs, formats
-from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY, Numerics, Plan, Task
+from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY, Column, Numerics, Plan, Task
 from genworker.bulk.records import Manifest, Receipt, ReceiptBatch, ShardEntry, Success
 from genworker.config import canonical_json
-from genworker.schema import ImageSchema, SampleBatch
+from genworker.schema import NO_EXTRAS, Extras, ImageSchema, SampleBatch
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from genworker.schema import Int64Array, Pixels
 
 SCHEMA = ImageSchema(channels=3, height=7, width=5, num_classes=3, class_names=("boot", "bag", "coat"))
+LATENT_DIM = 6
 
 
 def pixels_of(schema: ImageSchema, indices: Int64Array) -> Pixels:
@@ -41,9 +42,16 @@ def labels_of(schema: ImageSchema, indices: Int64Array) -> Int64Array | None:
     return indices * 5 % schema.num_classes if schema.num_classes else None
 
 
-def samples_of(schema: ImageSchema, indices: Int64Array) -> SampleBatch:
-    """Samples by index."""
-    return SampleBatch(indices, pixels_of(schema, indices), labels_of(schema, indices))
+def samples_of(schema: ImageSchema, indices: Int64Array, extras: Extras = NO_EXTRAS) -> SampleBatch:
+    """Samples by index, with latents and scores where ``extras`` wants them."""
+    grid = indices[:, None] + np.arange(extras.latent_dim) / 7
+    return SampleBatch(
+        indices,
+        pixels_of(schema, indices),
+        labels_of(schema, indices),
+        latents=grid.astype(np.float32) if extras.latent_dim else None,
+        scores=(indices / -3).astype(np.float32) if extras.score else None,
+    )
 
 
 def make_plan(
@@ -54,6 +62,7 @@ def make_plan(
     codec: str = "png",
     format: str = "parquet",
     seed: int = 0,
+    columns: tuple[Column, ...] = ("label",),
 ) -> Plan:
     """A plan for arithmetic samples."""
     encoder = codecs.make(codec, schema)
@@ -65,6 +74,9 @@ def make_plan(
         samples_per_shard=samples_per_shard,
         format=format,
         codec=codec,
+        columns=columns,
+        latent_dim=LATENT_DIM if "latents" in columns else 0,
+        scorer_sha256="5" * 64 if "score" in columns else None,
         numerics=Numerics(
             device_class="cpu/any",
             dtype="float32",
@@ -77,9 +89,9 @@ def make_plan(
 
 def shard_bytes(plan: Plan, task: Task) -> bytes:
     """One shard of a plan."""
-    schema = plan.image_schema
-    writer = formats.make(plan.format, schema, codecs.make(plan.codec, schema)).writer(plan.provenance(task))
-    writer.write(samples_of(schema, np.arange(task.first_index, task.first_index + task.num_samples)))
+    writer = plan.open_format().writer(plan.provenance(task))
+    indices = np.arange(task.first_index, task.first_index + task.num_samples)
+    writer.write(samples_of(plan.stored_schema, indices, plan.extras))
     return writer.close()
 
 

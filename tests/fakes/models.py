@@ -12,6 +12,7 @@ import torch
 
 from genworker import families
 from genworker.bundle import Bundle, Lineage
+from genworker.families.base import Scorer
 from genworker.schema import ImageSchema
 from genworker.sources.fashion_mnist import FashionMnistConfig, FashionMnistSource
 from genworker.training.spec import TrainSpec
@@ -66,8 +67,10 @@ def bundle_of(
     """A bundle of a tiny generator."""
     config = family_config(name, **changes)
     networks = networks_of(config, schema, seed)
-    served = torch.nn.ModuleDict({key: networks[key] for key in families.get(name).served})
-    return Bundle.pack(config, schema, served, lineage or Lineage(source="test"))
+    family = families.make(config, schema)
+    served = torch.nn.ModuleDict({key: networks[key] for key in family.served})
+    judges = torch.nn.ModuleDict({key: networks[key] for key in (family.scoring if isinstance(family, Scorer) else ())})
+    return Bundle.pack(config, schema, served, lineage or Lineage(source="test"), judges)
 
 
 def train_spec(

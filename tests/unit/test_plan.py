@@ -108,13 +108,24 @@ CHANGES: dict[str, Any] = {
     "split": "test",
     "format": "other",
     "codec": "raw",
+    "columns": ("label",),
+    "latent_dim": 7,
+    "scorer_sha256": "2" * 64,
     "numerics": NUMERICS.model_copy(update={"micro_batch": 64}).model_dump(),
+}
+# What goes with the fields that one alone cannot change.
+TOGETHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "columns": ({"columns": ()}, {}),
+    "latent_dim": ({"columns": ("latents",), "latent_dim": 6}, {"columns": ("latents",)}),
+    "scorer_sha256": ({"columns": ("score",), "scorer_sha256": "1" * 64}, {"columns": ("score",)}),
 }
 NUMERIC_CHANGES: dict[str, Any] = {
     "device_class": "cpu/AVX2",
     "dtype": "bfloat16",
     "memory_format": "contiguous",
     "micro_batch": 64,
+    "upsampling": "subpixel",
+    "launch": "cuda_graph",
     "libraries": NUMERICS.libraries | {"torch": "2.14.0"},
 }
 
@@ -128,12 +139,30 @@ def test_every_field_is_tried() -> None:
 @pytest.mark.parametrize("field", CHANGES)
 def test_every_field_decides_the_plan_id(field: str) -> None:
     """Another value of any field gives another plan_id, and `differences` names that field and both values alone."""
-    plan, other = plan_of(), plan_of(**{field: CHANGES[field]})
+    before, beside = TOGETHER.get(field, ({}, {}))
+    plan, other = plan_of(**before), plan_of(**beside, **{field: CHANGES[field]})
     assert plan.plan_id != other.plan_id
     (line,) = differences(other, plan)
     assert line.startswith(f"{field}: ")
     assert line.count(" here, ") == 1
     assert line.endswith(" there")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"columns": ("latents", "label"), "latent_dim": 6},
+        {"columns": ("label", "label")},
+        {"columns": ("latents",)},
+        {"latent_dim": 6},
+        {"columns": ("score",)},
+        {"scorer_sha256": "1" * 64},
+    ],
+)
+def test_columns_have_one_spelling_and_all_that_they_need(changes: dict[str, Any]) -> None:
+    """Columns in another order, twice, or without the latents or the scorer that they are of, are refused."""
+    with pytest.raises(UsageError, match=r"columns \["):
+        plan_of(**changes)
 
 
 @pytest.mark.parametrize("field", NUMERIC_CHANGES)
@@ -154,7 +183,7 @@ def test_equal_plans_have_equal_ids_and_no_differences() -> None:
 
 def test_the_plan_id_is_the_pinned_one() -> None:
     """The id of a plan, written down: datasets of an older version must be found by the same id."""
-    assert plan_of().plan_id == "e5244697a1658555"
+    assert plan_of().plan_id == "1a28475f6a820547"
 
 
 @pytest.mark.parametrize("labels", ["balanced", "uniform", "0", "9"])

@@ -1,0 +1,131 @@
+"""The columns of samples in Arrow tables: sample_index, label, latents and score, from batches and back.
+
+In: `SampleBatch`es. Out: columns of any stretch of them, their Arrow and Hugging Face types, and batches again, checked. It
+knows nothing of images, which each format stores in its own way.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from genworker.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from genworker.schema import Extras, Float32Array, ImageSchema, Int64Array, SampleBatch
+
+# How pyarrow.parquet is told of these columns. Latents neither compress nor repeat.
+COMPRESSION = {"sample_index": "zstd", "label": "zstd", "latents.list.element": "none", "score": "none"}
+DICTIONARY = ["label"]
+STATISTICS = ["sample_index", "label", "score"]
+
+
+def fields(schema: ImageSchema, extras: Extras) -> dict[str, Any]:
+    """Arrow types by name, of the columns that such samples have; latents are lists, which every reader knows."""
+    found = {"sample_index": pa.int64()}
+    if schema.num_classes:
+        found["label"] = pa.int64()
+    if extras.latent_dim:
+        found["latents"] = pa.list_(pa.float32())
+    if extras.score:
+        found["score"] = pa.float32()
+    return found
+
+
+def features(schema: ImageSchema, extras: Extras) -> dict[str, Any]:
+    """The same as `datasets` writes it, which is where class names are."""
+    found: dict[str, Any] = {"sample_index": {"dtype": "int64", "_type": "Value"}}
+    if schema.num_classes:
+        names = schema.class_names or tuple(str(label) for label in range(schema.num_classes))
+        found["label"] = {"names": list(names), "_type": "ClassLabel"}
+    if extras.latent_dim:
+        # Newer versions call it List, and read the name that older ones know.
+        found["latents"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
+    if extras.score:
+        found["score"] = {"dtype": "float32", "_type": "Value"}
+    return found
+
+
+class ColumnBuffer:
+    """Collects the numbers of batches until the shard is closed."""
+
+    def __init__(self) -> None:
+        self._batches: dict[str, list[Any]] = {"sample_index": [], "label": [], "latents": [], "score": []}
+
+    def add(self, batch: SampleBatch) -> None:
+        """Append a batch."""
+        values = (batch.sample_index, batch.labels, batch.latents, batch.scores)
+        for kept, value in zip(self._batches.values(), values, strict=True):
+            if value is not None:
+                kept.append(value)
+
+    def joined(self) -> dict[str, Any]:
+        """Numpy arrays over all batches by column; those that the samples do not have are absent."""
+        return {name: np.concatenate(kept) for name, kept in self._batches.items() if kept}
+
+
+def arrays(joined: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """Arrow arrays by column of rows [start, stop) of what `ColumnBuffer.joined` gave."""
+    found = {}
+    for name, values in joined.items():
+        part = values[start:stop]
+        if name == "latents":
+            offsets = np.arange(len(part) + 1, dtype=np.int32) * part.shape[1]
+            found[name] = pa.ListArray.from_arrays(offsets, pa.array(part.reshape(-1), pa.float32()))
+        else:
+            found[name] = pa.array(part)
+    return found
+
+
+def read_index(record: Any) -> Int64Array:
+    """The sample_index column, int64 [N]."""
+    return to_int64(record.column("sample_index"), "sample_index")
+
+
+def read_rest(record: Any, extras: Extras) -> dict[str, Any]:
+    """Labels, latents and scores of a record batch, as `SampleBatch` takes them; raises DatasetError for nulls."""
+    names = record.schema.names
+    return {
+        "labels": to_int64(record.column("label"), "label") if "label" in names else None,
+        "latents": _latents(record.column("latents"), extras.latent_dim) if extras.latent_dim else None,
+        "scores": _to_float32(record.column("score"), "score") if extras.score else None,
+    }
+
+
+def to_int64(column: Any, name: str) -> Int64Array:
+    """A column as int64 [N]; raises DatasetError for nulls."""
+    _refuse_nulls(column, name)
+    # A copy, because Arrow's memory is read-only and goes away with the file.
+    return np.array(column, dtype=np.int64)
+
+
+def _to_float32(column: Any, name: str) -> Float32Array:
+    _refuse_nulls(column, name)
+    return np.array(column, dtype=np.float32)
+
+
+def _latents(column: Any, latent_dim: int) -> Float32Array:
+    _refuse_nulls(column, "latents")
+    lengths = np.diff(np.array(column.offsets))
+    if (lengths != latent_dim).any():
+        raise DatasetError(f"Parquet shard: a sample has {lengths.max()} latents, the plan says {latent_dim}")
+    return _to_float32(column.flatten(), "latents").reshape(len(column), latent_dim)
+
+
+def _refuse_nulls(column: Any, name: str) -> None:
+    if column.null_count:
+        raise DatasetError(f"Parquet shard: column {name} has {column.null_count} nulls")
+
+
+@contextmanager
+def as_dataset_error(what: str) -> Iterator[None]:
+    """Turn what pyarrow raises for damaged files into a DatasetError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as err:
+        raise DatasetError(f"Parquet shard: {what}: {err}; the shard is damaged or no Parquet file") from err
