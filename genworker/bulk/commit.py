@@ -1,6 +1,7 @@
 """The commit protocol: how shards become a dataset exactly once on a store that cannot rename.
 
     .genworker/plan.json        create-only; a second plan under the same URL is refused
+    .genworker/calibration.json what was measured before the plan was made; nobody depends on it
     .genworker/bundle/...       what the plan's shards are made with
     data/<shard>                one create-only put each
     .genworker/receipts/...     batches of receipts, named by their content
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 from genworker import bundle as bundles
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
+    CALIBRATION_KEY,
     DATA_PREFIX,
     FAILURES_PREFIX,
     MANIFEST_KEY,
@@ -44,6 +46,7 @@ from genworker.errors import (
     PlanError,
 )
 from genworker.reading.shard import naming
+from genworker.sampling.calibration import Calibration
 from genworker.stores.base import Store
 
 _MAX_ERROR_CHARACTERS = 4_000
@@ -83,6 +86,28 @@ def claim(store: Store, plan: Plan) -> None:
             f"{store.url} holds the plan of another dataset; write to another URL, or repeat the command that made it. "
             f"Differences:\n  {lines}"
         )
+
+
+def agree(store: Store, plan: Plan) -> Plan:
+    """Claim ``plan``, or accept the plan that another driver of the same request claimed first with other numerics.
+
+    Raises:
+        PlanError: as `claim`.
+    """
+    try:
+        claim(store, plan)
+    except PlanError:
+        theirs = read_plan(store)
+        if theirs is None or theirs.model_copy(update={"numerics": plan.numerics}) != plan:
+            raise
+        return theirs
+    return plan
+
+
+def keep_calibration(store: Store, calibration: Calibration) -> None:
+    """Keep what was measured for the plan, for people; the first one stays."""
+    with contextlib.suppress(ObjectExistsError):
+        store.put(CALIBRATION_KEY, calibration.model_dump_json(indent=2).encode())
 
 
 def store_bundle(store: Store, bundle: Bundle) -> None:

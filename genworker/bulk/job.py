@@ -18,15 +18,16 @@ import torch
 from genworker import bundle as bundles
 from genworker import cluster
 from genworker.bulk import commit
-from genworker.bulk.plan import Numerics, Plan, Task
+from genworker.bulk.plan import Plan, Task
 from genworker.bulk.pool import ShardPool
 from genworker.bulk.protocol import Driver
 from genworker.bulk.records import Manifest, Receipt
-from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
+from genworker.bulk.request import GenerateSpec, calibrated, check_same, make_plan, numerics_for, sample_schema
 from genworker.bulk.shard import ShardMaker
+from genworker.bundle import Bundle
 from genworker.device import pick_device
 from genworker.errors import UsageError
-from genworker.schema import ImageSchema
+from genworker.sampling.calibration import Calibration
 from genworker.stores import open_store
 
 # Of one actor at a time. One computes while another is on its way to the store; beside a GPU a third is being encoded.
@@ -68,9 +69,9 @@ class ShardActor:
         self._maker: ShardMaker | None = None
         self._setting_up = threading.Lock()
 
-    def numerics(self, spec: GenerateSpec, schema: ImageSchema) -> Numerics:
+    def calibrate(self, spec: GenerateSpec, bundle: Bundle, num_actors: int) -> Calibration:
         """The numerics of this actor's kind of machine, for a new plan."""
-        return numerics_for(spec, schema, self._device)
+        return calibrated(spec, bundle, self._device, num_actors)
 
     def make(self, task: Task, attempt: int) -> Receipt:
         """Make and commit one shard."""
@@ -116,7 +117,13 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
         )
         try:
             if plan is None:
-                plan = make_plan(spec, bundle.info, pool.ask("numerics", spec, schema))
+                # Where the store cannot decide between two drivers, both have to choose the same without measuring.
+                measured = spec.model_copy(update={"calibrate": spec.calibrate and store.conditional})
+                calibration = pool.ask("calibrate", measured, bundle, num_actors)
+                plan = commit.agree(store, make_plan(spec, bundle.info, calibration.numerics))
+                check_same(spec, bundle.info, plan)
+                if calibration.trials and plan.numerics == calibration.numerics:
+                    commit.keep_calibration(store, calibration)
             begin = functools.partial(reporter.begin, plan)
             driver = Driver(store, plan, bundle, pool.run, on_recalled=begin, on_made=reporter.made)
             return JobResult(driver.run(), reporter.samples_made, reporter.seconds)

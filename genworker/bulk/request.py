@@ -9,16 +9,25 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
+from torch import nn
 
 from genworker import bundle as bundles
 from genworker import codecs, formats
 from genworker.bulk import commit
 from genworker.bulk.plan import COLUMNS, Column, Numerics, Plan, differences
 from genworker.bulk.shard import numerics_here
-from genworker.bundle import BundleInfo
+from genworker.bundle import Bundle, BundleInfo
 from genworker.config import Spec
 from genworker.device import pick_device
 from genworker.errors import PlanError, UsageError
+from genworker.sampling.calibration import (
+    WORTHWHILE_SECONDS,
+    Calibration,
+    calibrate,
+    samples_per_second,
+    steps_for,
+)
+from genworker.sampling.engine import Engine
 from genworker.schema import Extras, ImageSchema
 from genworker.stores import open_store
 
@@ -44,6 +53,10 @@ class GenerateSpec(Spec):
         None, description="of label, latents, score; default: label where the model has classes"
     )
     precision: Literal["auto", "float32"] = Field("auto", description="auto takes bfloat16 where the processor has it")
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        None, description="samples per evaluation; default: measured, or 128"
+    )
+    calibrate: bool = Field(True, description="measure what is fastest, where the job is long enough")
     actors: Annotated[int, Field(ge=1)] | None = Field(None, description="default: one per GPU, or one per CPU")
     use_gpu: bool = False
     cpus_per_actor: Annotated[int, Field(ge=1)] = Field(1, description="to compute with, or to encode beside a GPU")
@@ -122,7 +135,7 @@ def _check_labels(spec: GenerateSpec, schema: ImageSchema) -> None:
 
 
 def resolve(spec: GenerateSpec) -> Plan:
-    """The plan that `generate` would carry out, with this machine's numerics where the URL holds no plan yet."""
+    """The plan that `generate` would carry out: where the URL holds none yet, with this machine's numerics, not calibrated."""
     info = bundles.load_info(open_store(spec.bundle))
     existing = commit.read_plan(open_store(spec.out))
     if existing is not None:
@@ -133,7 +146,35 @@ def resolve(spec: GenerateSpec) -> Plan:
 
 def numerics_for(spec: GenerateSpec, schema: ImageSchema, device: torch.device) -> Numerics:
     """The numerics that a new plan of this request gets when machines like this one evaluate it on ``device``."""
-    return numerics_here(device, spec.format, spec.codec, schema, force_float32=spec.precision == "float32")
+    force_float32 = spec.precision == "float32"
+    return numerics_here(
+        device, spec.format, spec.codec, schema, force_float32=force_float32, micro_batch=spec.micro_batch
+    )
+
+
+def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_actors: int) -> Calibration:
+    """The numerics for a new plan of this request, measured on ``device`` where that can pay for itself."""
+    schema = sample_schema(bundle.info)
+    start = numerics_for(spec, schema, device)
+    unmeasured = Calibration(numerics=start, seconds=0.0, trials=())
+    if not spec.calibrate:
+        return unmeasured
+
+    def speed(numerics: Numerics, **how_long: float) -> float:
+        return samples_per_second(Engine(bundle, make_plan(spec, bundle.info, numerics), device), numerics, **how_long)
+
+    if spec.num_samples / num_actors < speed(start, seconds=0.0) * WORTHWHILE_SECONDS:
+        return unmeasured
+    generator = bundle.generator()
+    assert isinstance(generator, nn.Module)
+    steps = steps_for(
+        device,
+        generator,
+        start,
+        force_float32=spec.precision == "float32",
+        fixed_micro_batch=spec.micro_batch is not None,
+    )
+    return calibrate(start, steps, speed)
 
 
 def check_same(spec: GenerateSpec, info: BundleInfo, existing: Plan) -> Plan:
@@ -142,6 +183,8 @@ def check_same(spec: GenerateSpec, info: BundleInfo, existing: Plan) -> Plan:
     lines = differences(wanted, existing)
     if spec.precision == "float32" and existing.numerics.dtype != "float32":
         lines.append(f"numerics.dtype: 'float32' here, {existing.numerics.dtype!r} there")
+    if spec.micro_batch not in {None, existing.numerics.micro_batch}:
+        lines.append(f"numerics.micro_batch: {spec.micro_batch} here, {existing.numerics.micro_batch} there")
     if lines:
         listed = "\n  ".join(lines)
         raise PlanError(

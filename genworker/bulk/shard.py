@@ -32,10 +32,17 @@ def libraries_of(format_name: str, codec_name: str, schema: ImageSchema) -> dict
 
 
 def numerics_here(
-    device: torch.device, format_name: str, codec_name: str, schema: ImageSchema, *, force_float32: bool
+    device: torch.device,
+    format_name: str,
+    codec_name: str,
+    schema: ImageSchema,
+    *,
+    force_float32: bool,
+    micro_batch: int | None = None,
 ) -> Numerics:
     """The numerics that a new plan gets when this process's kind of machine will evaluate it."""
-    return resolve_numerics(device, schema, libraries_of(format_name, codec_name, schema), force_float32=force_float32)
+    libraries = libraries_of(format_name, codec_name, schema)
+    return resolve_numerics(device, schema, libraries, force_float32=force_float32, micro_batch=micro_batch)
 
 
 class ShardMaker:

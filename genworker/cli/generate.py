@@ -38,6 +38,13 @@ from genworker import codecs, formats
     show_default=True,
     help="auto: bfloat16 if fast.",
 )
+@click.option("--micro-batch", type=click.IntRange(1, 65536), help="Samples per evaluation. Default: measured, or 128.")
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=True,
+    show_default=True,
+    help="Long jobs: measure for seconds what is fastest here.",
+)
 @click.option("--actors", type=click.IntRange(min=1), help="Default: as many as the cluster holds.")
 @click.option("--use-gpu", is_flag=True, help="One GPU per actor.")
 @click.option(

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from genworker import bundle as bundles
 from genworker.bulk import commit
-from genworker.bulk.plan import BUNDLE_PREFIX, DATA_PREFIX, MANIFEST_KEY, PLAN_KEY
+from genworker.bulk.plan import BUNDLE_PREFIX, CALIBRATION_KEY, DATA_PREFIX, MANIFEST_KEY, PLAN_KEY
 from genworker.bulk.request import virtual_plan
 from genworker.config import load_spec
 from genworker.device import pick_device
@@ -17,6 +18,7 @@ from genworker.errors import GenworkerError, ObjectMissingError, UsageError
 from genworker.reading.dataset import open_dataset
 from genworker.report.reader import read_run
 from genworker.report.sheet import Block, contact_sheet
+from genworker.sampling.calibration import Calibration
 from genworker.sampling.engine import Engine
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.sources import open_source
@@ -162,6 +164,14 @@ def _run_facts(store: Store) -> dict[str, Any]:
     }
 
 
+def _calibration_facts(store: Store) -> dict[str, Any]:
+    try:
+        trials = Calibration.model_validate_json(store.get(CALIBRATION_KEY)).trials
+    except ValidationError:
+        return {"damaged": CALIBRATION_KEY}
+    return {trial.describe(): trial.failed or f"{trial.samples_per_second:,.0f} samples/s" for trial in trials}
+
+
 def _dataset_facts(store: Store) -> dict[str, Any]:
     plan = commit.read_plan(store)
     manifest = commit.published(store)
@@ -185,6 +195,8 @@ def _dataset_facts(store: Store) -> dict[str, Any]:
             "columns": list(plan.columns),
             "numerics": plan.numerics.model_dump(mode="json"),
         }
+    if _has(store, CALIBRATION_KEY):
+        facts["calibration"] = _calibration_facts(store)
     try:
         facts["bundle"] = _bundle_facts(bundles.load_info(store, BUNDLE_PREFIX))
     except GenworkerError:

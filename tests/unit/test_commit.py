@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from genworker.bulk import commit
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
+    CALIBRATION_KEY,
     DATA_PREFIX,
     MANIFEST_KEY,
     PLAN_KEY,
@@ -24,6 +25,7 @@ from genworker.bulk.plan import (
 from genworker.bulk.records import Receipt, ReceiptBatch
 from genworker.errors import DatasetError, DeterminismError, ObjectExistsError, PlanError
 from genworker.reading import open_dataset, verify
+from genworker.sampling.calibration import Calibration
 from genworker.stores import open_store
 from genworker.stores.memory import MemoryStore
 from tests.fakes import dataset as fake
@@ -177,6 +179,24 @@ def test_another_plan_is_refused_with_its_differences(store: Store, changes: dic
         assert f"{key}: {value!r} here, {getattr(PLAN, key)!r} there" in str(caught.value)
     assert str(caught.value).startswith(store.url)
     assert store.get(PLAN_KEY) == before
+
+
+def test_another_drivers_numerics_are_accepted(store: Store) -> None:
+    """Of two drivers that measured different numerics the first one's hold for both; any other difference is refused."""
+    other = PLAN.numerics.model_copy(update={"micro_batch": 16, "memory_format": "channels_last"})
+    theirs = PLAN.model_copy(update={"numerics": other})
+    assert commit.agree(store, theirs) == theirs
+    assert commit.agree(store, PLAN) == theirs
+    assert commit.read_plan(store) == theirs
+    with pytest.raises(PlanError, match="seed: 9 here, 0 there"):
+        commit.agree(store, fake.make_plan(seed=9))
+
+
+def test_the_first_calibration_stays(store: Store) -> None:
+    """What was measured is kept once, and is no part of the plan."""
+    for seconds in (1.0, 2.0):
+        commit.keep_calibration(store, Calibration(numerics=PLAN.numerics, seconds=seconds, trials=()))
+    assert Calibration.model_validate_json(store.get(CALIBRATION_KEY)).seconds == 1.0
 
 
 class SwappingStore(MemoryStore):

@@ -112,6 +112,31 @@ def test_pixels_do_not_depend_on_threads(engine: Engine, whole: SampleBatch) -> 
         torch.set_num_threads(before)
 
 
+def test_pixels_do_not_depend_on_how_far_the_device_is_ahead(
+    engine: Engine, whole: SampleBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Micro-batches that were started before others were finished come in order, and all of them."""
+    monkeypatch.setattr(engine._evaluator, "ahead", 2)
+    part = joined(engine.batches(3, NUM_SAMPLES - 5))
+    assert part.sample_index.tolist() == list(range(3, NUM_SAMPLES - 2))
+    np.testing.assert_array_equal(part.pixels, whole.pixels[3:-2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "changes", [{"memory_format": "contiguous"}, {"upsampling": "subpixel"}, {"micro_batch": 32}], ids=str
+)
+def test_other_numerics_are_another_rounding_of_the_same_images(family: str, changes: dict[str, Any]) -> None:
+    """What calibration may choose differs from what it began with by a step of eight bits at most, and in few pixels."""
+    patched = {"widths": [8, 4], "patch": 2}
+    bundle = models.bundle_of(family, **{"generator" if family == "r3gan" else "decoder": patched})
+    plan = plan_for(bundle)
+    other = plan.model_copy(update={"numerics": plan.numerics.model_copy(update=changes)})
+    first, second = (joined(Engine(bundle, p, CPU).batches(0, 16)).pixels.astype(int) for p in (plan, other))
+    assert np.abs(first - second).max() <= 1
+    assert (first != second).mean() < 0.01
+
+
 def test_batches_are_at_most_a_micro_batch_and_never_empty(engine: Engine) -> None:
     """A range is yielded piece by piece, cut where the plan's grid cuts."""
     sizes = [len(batch) for batch in engine.batches(5, 20)]

@@ -1,0 +1,148 @@
+"""Calibration: it finds what is fastest, takes no noise for speed, keeps to its time, and leaves alone what the user fixed."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from genworker.bulk import commit
+from genworker.bulk.request import GenerateSpec, calibrated, check_same, make_plan, numerics_for, sample_schema
+from genworker.cli.look import describe
+from genworker.errors import PlanError
+from genworker.sampling.calibration import Calibration, Trial, calibrate, steps_for
+from genworker.sampling.numerics import check_numerics, resolve_numerics
+from genworker.stores import open_store
+from tests.fakes import dataset as fake
+from tests.fakes import models
+
+if TYPE_CHECKING:
+    from genworker.bulk.plan import Numerics
+
+CPU = torch.device("cpu")
+START = resolve_numerics(CPU, models.SMALL, {}, force_float32=True)
+STEPS: list[list[dict[str, Any]]] = [
+    [{"memory_format": "contiguous"}],
+    [{"micro_batch": 32}, {"micro_batch": 64}, {"micro_batch": 256}],
+]
+
+
+def request(**changes: Any) -> GenerateSpec:
+    values: dict[str, Any] = {"bundle": "-", "out": "-", "num_samples": 10**9}
+    return GenerateSpec(**(values | changes))
+
+
+def test_the_best_of_each_step_is_kept() -> None:
+    """Later steps build on what earlier ones found, and every trial is told."""
+
+    def speed(numerics: Numerics) -> float:
+        return {32: 100, 64: 150, 128: 110, 256: 90}[numerics.micro_batch] * (
+            1.5 if numerics.memory_format == "contiguous" else 1
+        )
+
+    found = calibrate(START, STEPS, speed)
+    assert (found.numerics.memory_format, found.numerics.micro_batch) == ("contiguous", 64)
+    assert [trial.samples_per_second for trial in found.trials] == [110, 165, 150, 225, 135]
+    assert Calibration.model_validate_json(found.model_dump_json()) == found
+
+
+def test_noise_is_not_taken_for_speed() -> None:
+    """A gain of two percent changes nothing: equal machines should choose alike."""
+    found = calibrate(START, STEPS, lambda numerics: 102.0 if numerics != START else 100.0)
+    assert found.numerics == START
+
+
+def test_what_cannot_be_carried_out_is_left_out_and_told() -> None:
+    """A way that fails is excluded with its reason; the others are tried."""
+
+    def speed(numerics: Numerics) -> float:
+        if numerics.micro_batch == 256:
+            raise RuntimeError("out of memory\nwith details")
+        return 1000.0 / numerics.micro_batch
+
+    found = calibrate(START, STEPS, speed)
+    assert found.numerics.micro_batch == 32
+    assert [trial.failed for trial in found.trials if trial.failed] == ["out of memory"]
+    with pytest.raises(RuntimeError):  # what it begins with has to work
+        calibrate(START.model_copy(update={"micro_batch": 256}), STEPS, speed)
+
+
+def test_it_keeps_to_its_time() -> None:
+    """No trial begins after the budget; what was found until then counts."""
+    now = [0.0]
+
+    def speed(numerics: Numerics) -> float:
+        now[0] += 2.0
+        return float(numerics.micro_batch)
+
+    found = calibrate(START, STEPS, speed, budget_seconds=5.0, clock=lambda: now[0])
+    assert len(found.trials) == 3
+    assert found.seconds == 6.0
+
+
+@pytest.mark.parametrize("force_float32", [True, False])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_what_the_user_fixed_is_not_tried(force_float32: bool, fixed: bool) -> None:
+    """A forced micro-batch or type stays; a GPU's ways are not tried on a CPU; layers are rewritten where there are any."""
+    layer = nn.ConvTranspose2d(4, 3, 4, 2, 1)
+    steps = steps_for(CPU, nn.Sequential(layer), START, force_float32=force_float32, fixed_micro_batch=fixed)
+    keys = {key for step in steps for change in step for key in change}
+    assert ("micro_batch" in keys) != fixed
+    assert "launch" not in keys
+    assert "upsampling" in keys
+    assert not (force_float32 and "dtype" in keys)
+    without = steps_for(CPU, nn.Identity(), START, force_float32=True, fixed_micro_batch=fixed)
+    assert "upsampling" not in {key for step in without for change in step for key in change}
+
+
+def test_a_short_job_is_not_calibrated() -> None:
+    """Where measuring could not pay, or is not wanted, the numerics are those that are usually best."""
+    bundle = models.bundle_of()
+    for spec in (request(num_samples=100), request(calibrate=False)):
+        found = calibrated(spec, bundle, CPU, 1)
+        assert found.trials == ()
+        assert found.numerics == numerics_for(spec, sample_schema(bundle.info), CPU)
+    # As many actors as would make a long job short.
+    assert calibrated(request(), bundle, CPU, 10**9).trials == ()
+
+
+def test_a_long_job_is_calibrated_on_the_real_engine() -> None:
+    """Real engines are measured; what comes out can be carried out here, and float32 stays when it was asked for."""
+    bundle = models.bundle_of(generator={"widths": [8, 4], "patch": 2})
+    spec = request(precision="float32", micro_batch=16)
+    found = calibrated(spec, bundle, CPU, 1)
+    assert {trial.upsampling for trial in found.trials} == {"transposed", "subpixel"}
+    assert {trial.memory_format for trial in found.trials} == {"channels_last", "contiguous"}
+    assert all(trial.samples_per_second > 0 for trial in found.trials)
+    assert {trial.micro_batch for trial in found.trials} == {16}
+    check_numerics(found.numerics, CPU)
+    assert found.numerics.dtype == "float32"
+
+
+def test_a_micro_batch_that_differs_from_the_plans_is_refused() -> None:
+    """Who asks for a micro-batch gets it, or is told that the plan has another."""
+    bundle = models.bundle_of()
+    plan = make_plan(request(micro_batch=16), bundle.info, numerics_for(request(micro_batch=16), models.SMALL, CPU))
+    assert plan.numerics.micro_batch == 16
+    assert check_same(request(), bundle.info, plan) == plan
+    with pytest.raises(PlanError, match=r"numerics\.micro_batch: 32 here, 16 there"):
+        check_same(request(micro_batch=32), bundle.info, plan)
+
+
+def test_info_tells_what_was_measured() -> None:
+    """`genworker info` names every way that was tried, with its speed or why it failed."""
+    url = f"memory://{uuid.uuid4().hex}"
+    fake.publish(url, fake.make_plan())
+    trial = {"dtype": "float32", "memory_format": "contiguous", "upsampling": "subpixel", "launch": "eager"}
+    trials = (
+        Trial(**trial, micro_batch=64, samples_per_second=1234.5),
+        Trial(**trial, micro_batch=256, failed="no memory"),
+    )
+    commit.keep_calibration(open_store(url), Calibration(numerics=START, seconds=1.0, trials=trials))
+    assert describe(url)["calibration"] == {
+        "float32, contiguous, subpixel, eager, 64": "1,234 samples/s",
+        "float32, contiguous, subpixel, eager, 256": "no memory",
+    }
