@@ -39,6 +39,7 @@ class S3Server:
     access_key: str
     secret_key: str = field(repr=False)
     process: subprocess.Popen[bytes] = field(repr=False)
+    log: Path = field(repr=False)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -118,7 +119,7 @@ def _running(name: str, command: Sequence[str], options: dict[str, str], port: i
         )
     try:
         _wait_until_open(port, process, log_path)
-        yield S3Server(name, f"http://127.0.0.1:{port}", access_key, secret_key, process)
+        yield S3Server(name, f"http://127.0.0.1:{port}", access_key, secret_key, process, log_path)
     finally:
         stop(process)
 
