@@ -5,6 +5,7 @@ In: a folder of .tf files. Out: resources and data by type and name, with quotes
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,15 @@ def load(folder: Path) -> dict[str, Any]:
                 else:
                     found.setdefault(kind, []).append(block)
     return found
+
+
+def role_policies(folder: Path) -> dict[str, dict[str, Any]]:
+    """The policy document of each role, by the role's name."""
+    blocks = load(folder)
+    (local,) = blocks["locals"]
+    documents = blocks["data"]["aws_iam_policy_document"]
+    pattern = re.compile(r"\$\{data\.aws_iam_policy_document\.(\w+)\.json\}")
+    return {role: documents[pattern.sub(r"\1", text)] for role, text in local["roles"].items()}
 
 
 def _merge(target: dict[str, Any], source: dict[str, Any]) -> None:
