@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from pydantic import ValidationError
 
 from genworker import bundle as bundles
+from genworker.bulk.layout import Layout, Stored, getter
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     CALIBRATION_KEY,
@@ -121,29 +122,38 @@ def store_bundle(store: Store, bundle: Bundle) -> None:
         bundle.save(store, BUNDLE_PREFIX)
 
 
-def commit_shard(store: Store, task: Task, data: bytes, attempt: int) -> Receipt:
-    """Publish one shard's bytes under its key.
+def put_same(store: Store, key: str, data: bytes, attempt: int) -> None:
+    """Store an object of a shard, or find that it is stored.
 
     Raises:
         DeterminismError: the key holds other bytes.
     """
-    sha256 = hashlib.sha256(data).hexdigest()
     try:
-        store.put(task.key, data)
+        store.put(key, data)
     except ObjectExistsError as err:
         # A lost reply, a faster attempt, or another driver: equal bytes are success.
-        there = store.head(task.key)
+        there = store.head(key)
+        sha256 = hashlib.sha256(data).hexdigest()
         if there.sha256 != sha256:
             raise DeterminismError(
-                f"{store.url}/{task.key}: holds {there.size} bytes with SHA-256 {there.sha256}, attempt {attempt} made "
+                f"{store.url}/{key}: holds {there.size} bytes with SHA-256 {there.sha256}, attempt {attempt} made "
                 f"{len(data)} bytes with {sha256}; one plan must give one result: find out which machine differs "
                 "(`genworker verify --resample`), or remove the object if it is foreign"
             ) from err
+
+
+def commit_shard(store: Store, task: Task, data: bytes, attempt: int, *, beside_bytes: int = 0) -> Receipt:
+    """Publish one shard's bytes under its key, after any files beside it, of ``beside_bytes`` together.
+
+    Raises:
+        DeterminismError: the key holds other bytes.
+    """
+    put_same(store, task.key, data, attempt)
     return Receipt(
         shard_index=task.shard_index,
         num_samples=task.num_samples,
-        num_bytes=len(data),
-        sha256=sha256,
+        num_bytes=len(data) + beside_bytes,
+        sha256=hashlib.sha256(data).hexdigest(),
         attempt=attempt,
     )
 
@@ -180,25 +190,32 @@ def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None =
     """
     if receipts is None:
         receipts = read_receipts(store, plan)
-    expected = {plan.shard_key(index): index for index in range(plan.num_shards)}
+    layout = Layout(plan)
+    there, strangers = layout.survey(store.list(DATA_PREFIX))
+    if strangers:
+        raise DatasetError(
+            f"{store.url}/{strangers[0]}: is no shard of plan {plan.plan_id}; nothing else may lie under {DATA_PREFIX}: "
+            "move it away and run the command again"
+        )
     found: dict[int, Receipt] = {}
-    for info in store.list(DATA_PREFIX):
-        index = expected.get(info.key)
-        if index is None:
-            raise DatasetError(
-                f"{store.url}/{info.key}: is no shard of plan {plan.plan_id}; nothing else may lie under {DATA_PREFIX}: "
-                "move it away and run the command again"
-            )
-        receipt = receipts.get(index)
+    for index, stored in sorted(there.items()):
+        if not stored.complete:  # its files are there in part; making it again finds them equal
+            continue
+        receipt, task = receipts.get(index), plan.task(index)
         if receipt is None:
-            receipt = adopt(store, plan, plan.task(index))
-        elif receipt.num_bytes != info.size:
+            receipt = adopt(store, plan, task)
+        if (stored.num_objects, stored.num_bytes) != (layout.num_objects(task), receipt.num_bytes):
             raise DatasetError(
-                f"{store.url}/{info.key}: has {info.size} bytes, its receipt says {receipt.num_bytes}; it was changed after "
-                "it was written: remove it and run the command again"
+                f"{store.url}/{task.key}: has {stored.num_bytes} bytes{_in_objects(stored.num_objects)}, its receipt says "
+                f"{receipt.num_bytes}{_in_objects(layout.num_objects(task))}; it was changed after it was written: remove "
+                "it and run the command again"
             )
         found[index] = receipt
     return found
+
+
+def _in_objects(count: int) -> str:
+    return f" in {count} objects" if count > 1 else ""
 
 
 def read_receipts(store: Store, plan: Plan) -> Mapping[int, Receipt]:
@@ -225,7 +242,7 @@ def adopt(store: Store, plan: Plan, task: Task) -> Receipt:
     """Make the receipt of a stored shard that has none, after checking that it is whole and of this plan."""
     data = store.get(task.key)
     with naming(store, task.key):
-        reader = plan.open_format().reader(data)
+        reader = plan.open_format().reader(data, getter(store, task.key))
         provenance = dict(reader.provenance)
         if provenance != plan.provenance(task):
             raise DatasetError(
@@ -239,7 +256,7 @@ def adopt(store: Store, plan: Plan, task: Task) -> Receipt:
     return Receipt(
         shard_index=task.shard_index,
         num_samples=task.num_samples,
-        num_bytes=len(data),
+        num_bytes=reader.num_bytes,
         sha256=hashlib.sha256(data).hexdigest(),
     )
 
@@ -263,11 +280,16 @@ def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manife
         )
         for index in range(plan.num_shards)
     )
-    stored = {info.key: info.size for info in store.list(DATA_PREFIX)}
-    wrong = sorted(stored.items() ^ {(shard.key, shard.num_bytes) for shard in shards})
+    layout = Layout(plan)
+    there, wrong = layout.survey(store.list(DATA_PREFIX))
+    for index, shard in enumerate(shards):
+        stored = there.get(index, Stored())
+        whole = (layout.num_objects(plan.task(index)), shard.num_bytes)
+        if (stored.num_objects, stored.num_bytes) != whole or not stored.complete:
+            wrong.append(shard.key)
     if wrong:
         raise DatasetError(
-            f"{store.url}/{wrong[0][0]}: is foreign, missing or of another size than its receipt says; nothing was "
+            f"{store.url}/{wrong[0]}: is foreign, missing or of another size than its receipt says; nothing was "
             f"published: find out what changes objects under {DATA_PREFIX}, then run the command again"
         )
     manifest = Manifest(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from genworker.bulk import commit
+from genworker.bulk.layout import Layout
 from genworker.bulk.plan import (
     CONTROL_PREFIX,
     DATA_PREFIX,
@@ -74,7 +75,8 @@ def find_garbage(
     # A driver may have stopped between the two objects that publish; the marker goes before what it vouches for.
     marks = {info.key: info for info in store.list() if info.key in {SUCCESS_KEY, MANIFEST_KEY, PLAN_KEY}}
     doomed = [marks[key] for key in (SUCCESS_KEY, MANIFEST_KEY) if key in marks]
-    doomed += [info for info in store.list(DATA_PREFIX) if plan.shard_index_of(info.key) is not None]
+    layout = Layout(plan)
+    doomed += [info for info in store.list(DATA_PREFIX) if layout.owner(info.key) is not None]
     doomed += [info for info in store.list(CONTROL_PREFIX) if info.key != PLAN_KEY]
     doomed.append(marks[PLAN_KEY])
     age = now - max(info.modified for info in doomed)

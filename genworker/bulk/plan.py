@@ -125,7 +125,8 @@ class Plan(Spec):
         """The object key of a shard, in the naming that Hugging Face, Spark and img2dataset users know."""
         # Five digits up to 99,999 shards; more digits beyond, the same number for all, so that names sort by index.
         digits = max(5, len(str(self.num_shards)))
-        return f"{DATA_PREFIX}{self.split}-{shard_index:0{digits}d}-of-{self.num_shards:0{digits}d}.{self.format_extension}"
+        suffix = formats.get(self.format).suffix
+        return f"{DATA_PREFIX}{self.split}-{shard_index:0{digits}d}-of-{self.num_shards:0{digits}d}{suffix}"
 
     def shard_index_of(self, key: str) -> int | None:
         """The shard that lies under ``key``, or None where the plan has no such shard."""
@@ -133,11 +134,6 @@ class Plan(Spec):
         if not (parts.isascii() and parts.isdecimal()) or int(parts) >= self.num_shards:
             return None
         return int(parts) if key == self.shard_key(int(parts)) else None
-
-    @property
-    def format_extension(self) -> str:
-        """File extension of a shard."""
-        return formats.get(self.format).extension
 
     def open_format(self) -> Format:
         """The shard format with the codec, ready to write or read shards of this plan."""

@@ -17,7 +17,10 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Receipt(Spec):
-    """Proof that one shard was committed."""
+    """Proof that one shard was committed.
+
+    ``sha256`` is of the object under its key, ``num_bytes`` of all its objects.
+    """
 
     shard_index: Annotated[int, Field(ge=0)]
     num_samples: Annotated[int, Field(ge=1)]
@@ -46,7 +49,10 @@ class Failure(Spec):
 
 
 class ShardEntry(Spec):
-    """One shard in the manifest."""
+    """One shard in the manifest.
+
+    ``sha256`` is of the object under ``key``, which vouches for any files beside it; ``num_bytes`` counts these too.
+    """
 
     key: str
     num_samples: Annotated[int, Field(ge=1)]

@@ -13,11 +13,13 @@ import torch
 from genworker import bundle as bundles
 from genworker import codecs, formats
 from genworker.bulk import commit
+from genworker.bulk.beside import Beside
 from genworker.bulk.encoding import Encoder
 from genworker.bulk.plan import BUNDLE_PREFIX, Numerics, Task
 from genworker.bulk.records import Manifest, Receipt
 from genworker.bulk.stages import StageSeconds
 from genworker.errors import DeterminismError, PlanError
+from genworker.formats.base import Put
 from genworker.sampling.numerics import resolve_numerics
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.stores.base import Store
@@ -43,6 +45,10 @@ def numerics_here(
     """The numerics that a new plan gets when this process's kind of machine will evaluate it."""
     libraries = libraries_of(format_name, codec_name, schema)
     return resolve_numerics(device, schema, libraries, force_float32=force_float32, micro_batch=micro_batch)
+
+
+def _drop(_name: str, _data: bytes) -> None:
+    """Where files go that only their digests are wanted of."""
 
 
 class ShardMaker:
@@ -77,10 +83,13 @@ class ShardMaker:
         self._encoder = Encoder(codecs.make(plan.codec, plan.image_schema), num_cpus - (device.type == "cpu"))
         self._turn = threading.Lock()
 
-    def encode(self, task: Task, stages: StageSeconds | None = None) -> bytes:
-        """The bytes of one shard, a pure function of the plan and the task; adds to ``stages`` where the time went."""
+    def encode(self, task: Task, stages: StageSeconds | None = None, put: Put = _drop) -> bytes:
+        """The bytes of one shard, a pure function of the plan and the task; adds to ``stages`` where the time went.
+
+        Files beside the shard, for which the bytes vouch, go to ``put``.
+        """
         stages = stages or StageSeconds()
-        writer = self._format.writer(self.plan.provenance(task))
+        writer = self._format.writer(self.plan.provenance(task), put)
         with contextlib.closing(self._in_turn(task, stages)) as batches:
             for batch, images in self._encoder.encode(batches, stages):
                 with stages.timed("write"):
@@ -91,9 +100,11 @@ class ShardMaker:
     def make(self, task: Task, attempt: int) -> Receipt:
         """Make and commit one shard. Raises DeterminismError when the store holds it with other bytes."""
         stages = StageSeconds()
-        data = self.encode(task, stages)
-        with stages.timed("put"):
-            receipt = commit.commit_shard(self._store, task, data, attempt)
+        with Beside(self._store, task, attempt) as beside:
+            data = self.encode(task, stages, beside.put)
+            with stages.timed("put"):
+                beside_bytes = beside.wait()
+                receipt = commit.commit_shard(self._store, task, data, attempt, beside_bytes=beside_bytes)
         return receipt.model_copy(update={"stages": stages})
 
     def _in_turn(self, task: Task, stages: StageSeconds) -> Generator[SampleBatch]:

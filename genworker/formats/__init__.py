@@ -1,4 +1,4 @@
-"""Shard formats by name: how samples become one object, and back.
+"""Shard formats by name: how samples become objects, and back.
 
 To add one: write a module with a class that follows `base.Format`, and add a line here; the contract tests run over the
 table.
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FORMATS = {
     "parquet": "genworker.formats.parquet.ParquetFormat",
     "webdataset": "genworker.formats.webdataset.WebDatasetFormat",
+    "files": "genworker.formats.files.FilesFormat",
 }
 
 

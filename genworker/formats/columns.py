@@ -6,6 +6,7 @@ knows nothing of images, which each format stores in its own way.
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,18 @@ import pyarrow as pa
 from genworker.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from genworker.codecs.base import Codec
     from genworker.schema import Extras, Float32Array, ImageSchema, Int64Array, SampleBatch
 
 # How pyarrow.parquet is told of these columns. Latents neither compress nor repeat.
 COMPRESSION = {"sample_index": "zstd", "label": "zstd", "latents.list.element": "none", "score": "none"}
 DICTIONARY = ["label"]
 STATISTICS = ["sample_index", "label", "score"]
+
+_PREFIX = "genworker."
+_IMAGE_PREFIX = _PREFIX + "image."
 
 
 def fields(schema: ImageSchema, extras: Extras) -> dict[str, Any]:
@@ -49,6 +54,46 @@ def features(schema: ImageSchema, extras: Extras) -> dict[str, Any]:
     if extras.score:
         found["score"] = {"dtype": "float32", "_type": "Value"}
     return found
+
+
+def metadata(
+    features: dict[str, Any], schema: ImageSchema, codec: Codec, provenance: Mapping[str, str]
+) -> dict[str, str]:
+    """What stands in a file's key-value metadata: Hugging Face's types, how to read images, and the provenance."""
+    image = {"codec": codec.name, "dtype": "uint8"}
+    image |= {"height": str(schema.height), "width": str(schema.width), "channels": str(schema.channels)}
+    return (
+        {"huggingface": json.dumps({"info": {"features": features}})}
+        | {_IMAGE_PREFIX + key: value for key, value in sorted(image.items())}
+        | {_PREFIX + key: value for key, value in sorted(provenance.items())}
+    )
+
+
+def text_metadata(columns: Any) -> dict[str, str]:
+    """The key-value metadata of an Arrow schema; raises ValueError where it is no text."""
+    return {key.decode(): value.decode() for key, value in (columns.metadata or {}).items()}
+
+
+def provenance(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The provenance that `metadata` was given."""
+    return {
+        key.removeprefix(_PREFIX): value
+        for key, value in metadata.items()
+        if key.startswith(_PREFIX) and not key.startswith(_IMAGE_PREFIX)
+    }
+
+
+def check_schema(seen: Any, expected: Any) -> None:
+    """Raise DatasetError unless a file has the columns that it should."""
+    if not seen.equals(expected, check_metadata=False):
+        raise DatasetError(f"Parquet shard: columns are {_one_line(seen)}, expected {_one_line(expected)}")
+
+
+def check_rows(provenance: Mapping[str, str], num_rows: int) -> None:
+    """Raise DatasetError unless a file has as many rows as its provenance promises."""
+    promised = provenance.get("num_samples")
+    if promised is not None and promised != str(num_rows):
+        raise DatasetError(f"Parquet shard: it has {num_rows} rows and says that it has {promised}")
 
 
 class ColumnBuffer:
@@ -120,6 +165,10 @@ def _latents(column: Any, latent_dim: int) -> Float32Array:
 def _refuse_nulls(column: Any, name: str) -> None:
     if column.null_count:
         raise DatasetError(f"Parquet shard: column {name} has {column.null_count} nulls")
+
+
+def _one_line(columns: Any) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in columns)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ else it is plain binary, and the file's metadata says how to read it. It never t
 from __future__ import annotations
 
 import io
-import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from genworker.errors import DatasetError
 from genworker.formats import columns
+from genworker.formats.base import no_objects
 from genworker.formats.checks import check_samples
 from genworker.formats.columns import as_dataset_error
 from genworker.schema import NO_EXTRAS, SampleBatch
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from genworker.codecs.base import Codec
+    from genworker.formats.base import Get, Put
     from genworker.schema import Extras, ImageSchema, Int64Array
-
-_PREFIX = "genworker."
-_IMAGE_PREFIX = _PREFIX + "image."
 
 # Readers hold a row group in memory and split work by row groups: large ones break viewers, few ones starve workers.
 _ROW_GROUP_BYTES = 64 * 2**20
@@ -45,7 +43,7 @@ class ParquetFormat:
     """Follows `base.Format`."""
 
     name: ClassVar[str] = "parquet"
-    extension: ClassVar[str] = "parquet"
+    suffix: ClassVar[str] = ".parquet"
     arrow: ClassVar[str | None] = "parquet"
     library = f"pyarrow {pa.__version__}"
 
@@ -63,24 +61,23 @@ class ParquetFormat:
         """How many images fit into 2 GiB, if each is as large as the codec can make it, or their latents do."""
         return _MAX_IMAGE_BYTES // max(self._codec.max_bytes, 4 * self._extras.latent_dim)
 
-    def writer(self, provenance: Mapping[str, str]) -> ParquetShardWriter:
+    def beside_name(self, sample_index: int) -> str | None:
+        """Nothing lies beside such shards."""
+        del sample_index
+        return None
+
+    def writer(self, provenance: Mapping[str, str], put: Put = no_objects) -> ParquetShardWriter:
         """Start a shard."""
-        described = self._columns.with_metadata(self._metadata(provenance))
+        del put
+        described = self._columns.with_metadata(
+            columns.metadata(self._features(), self._schema, self._codec, provenance)
+        )
         return ParquetShardWriter(self._schema, self._codec, self._extras, described)
 
-    def reader(self, data: bytes) -> ParquetShardReader:
+    def reader(self, data: bytes, get: Get = no_objects) -> ParquetShardReader:
         """Open a shard; raises DatasetError when the bytes are not a whole Parquet file with these columns."""
+        del get
         return ParquetShardReader(self._codec, self._extras, self._columns, data)
-
-    def _metadata(self, provenance: Mapping[str, str]) -> dict[str, str]:
-        schema = self._schema
-        image = {"codec": self._codec.name, "dtype": "uint8"}
-        image |= {"height": str(schema.height), "width": str(schema.width), "channels": str(schema.channels)}
-        return (
-            {"huggingface": json.dumps({"info": {"features": self._features()}})}
-            | {_IMAGE_PREFIX + key: value for key, value in sorted(image.items())}
-            | {_PREFIX + key: value for key, value in sorted(provenance.items())}
-        )
 
     def _features(self) -> dict[str, Any]:
         # What `datasets` reads to give PIL images and class names instead of bytes and numbers.
@@ -175,27 +172,21 @@ class ParquetShardReader:
         with as_dataset_error("cannot be opened"):
             self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             seen = self._file.schema_arrow
-            self._metadata = {key.decode(): value.decode() for key, value in (seen.metadata or {}).items()}
-        if not seen.equals(expected, check_metadata=False):
-            raise DatasetError(f"Parquet shard: columns are {_one_line(seen)}, expected {_one_line(expected)}")
+            self._metadata = columns.text_metadata(seen)
+        columns.check_schema(seen, expected)
         footer = self._file.metadata
-        promised = self.provenance.get("num_samples")
-        if promised is not None and promised != str(footer.num_rows):
-            raise DatasetError(f"Parquet shard: it has {footer.num_rows} rows and says that it has {promised}")
+        columns.check_rows(self.provenance, footer.num_rows)
         sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
         if min(sizes, default=1) < 1 or sum(sizes) != footer.num_rows:
             raise DatasetError(f"Parquet shard: its row groups have {sizes} rows, it says {footer.num_rows} in all")
         self._ends = np.cumsum(sizes)
         self._groups: dict[int, pa.RecordBatch] = {}
+        self.num_bytes = len(data)
 
     @property
     def provenance(self) -> Mapping[str, str]:
         """What `ParquetFormat.writer` was given."""
-        return {
-            key.removeprefix(_PREFIX): value
-            for key, value in self._metadata.items()
-            if key.startswith(_PREFIX) and not key.startswith(_IMAGE_PREFIX)
-        }
+        return columns.provenance(self._metadata)
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -256,7 +247,3 @@ class ParquetShardReader:
             pixels=np.stack([self._codec.decode(data) for data in encoded]),
             **columns.read_rest(record, self._extras),
         )
-
-
-def _one_line(columns: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in columns)

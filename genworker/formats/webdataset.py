@@ -19,6 +19,7 @@ import numpy as np
 
 from genworker.errors import DatasetError
 from genworker.formats import ustar
+from genworker.formats.base import no_objects
 from genworker.formats.checks import check_samples
 from genworker.schema import NO_EXTRAS, SampleBatch
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from genworker.codecs.base import Codec
+    from genworker.formats.base import Get, Put
     from genworker.schema import Extras, Float32Array, ImageSchema, Int64Array
 
 _KEY = re.compile(r"([0-9]{12,18})\.([0-9a-z.]+)")
@@ -42,7 +44,7 @@ class WebDatasetFormat:
     """Follows `base.Format`."""
 
     name: ClassVar[str] = "webdataset"
-    extension: ClassVar[str] = "tar"
+    suffix: ClassVar[str] = ".tar"
     arrow: ClassVar[str | None] = None
     library = "ustar 1"
 
@@ -58,12 +60,19 @@ class WebDatasetFormat:
         latents = ustar.BLOCK + ustar.padded(len(_npy_header(latent_dim)) + 4 * latent_dim) if latent_dim else 0
         return _MAX_SHARD_BYTES // (ustar.BLOCK + ustar.padded(self._codec.max_bytes) + small + latents)
 
-    def writer(self, provenance: Mapping[str, str]) -> WebDatasetShardWriter:
+    def beside_name(self, sample_index: int) -> str | None:
+        """Nothing lies beside such shards."""
+        del sample_index
+        return None
+
+    def writer(self, provenance: Mapping[str, str], put: Put = no_objects) -> WebDatasetShardWriter:
         """Start a shard."""
+        del put
         return WebDatasetShardWriter(self._schema, self._codec, self._extras, provenance)
 
-    def reader(self, data: bytes) -> WebDatasetShardReader:
+    def reader(self, data: bytes, get: Get = no_objects) -> WebDatasetShardReader:
         """Open a shard; raises DatasetError when the bytes are not a whole shard that this format wrote."""
+        del get
         return WebDatasetShardReader(self._schema, self._codec, self._extras, data)
 
 
@@ -141,6 +150,7 @@ class WebDatasetShardReader:
         self._codec = codec
         self._extras = extras
         self._data = data
+        self.num_bytes = len(data)
         self._provenance, start = ustar.read_global_header(data)
         indices: list[int] = []
         labels: list[int] = []

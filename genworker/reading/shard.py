@@ -9,6 +9,7 @@ import hashlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from genworker.bulk.layout import getter
 from genworker.errors import DatasetError, ObjectMissingError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def open_shard(store: Store, manifest: Manifest, shard_index: int, format: Forma
             f"({entry.num_bytes} bytes); it was changed after the job: `genworker verify` lists all such shards"
         )
     with naming(store, entry.key):
-        reader = format.reader(data)
+        reader = format.reader(data, getter(store, entry.key))
         expected = plan.provenance(plan.task(shard_index))
         if dict(reader.provenance) != expected:
             raise DatasetError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError
 
 from genworker.bulk import commit
+from genworker.bulk.layout import Layout
 from genworker.bulk.plan import DATA_PREFIX, FAILURES_PREFIX, PLAN_KEY, RECEIPTS_PREFIX, Plan
 from genworker.bulk.records import Failure
 from genworker.errors import DatasetError, ObjectMissingError
@@ -120,15 +121,18 @@ def _shards(store: Store, plan: Plan) -> tuple[list[tuple[float, int]], int, int
     """Time and samples of each stored shard, samples and bytes in all, and the number of foreign objects."""
     written: list[tuple[float, int]] = []
     samples = size = foreign = 0
+    layout = Layout(plan)
     for info in store.list(DATA_PREFIX):
-        index = plan.shard_index_of(info.key)
-        if index is None:
+        if layout.owner(info.key) is None:
             foreign += 1
+            continue
+        size += info.size
+        index = plan.shard_index_of(info.key)
+        if index is None:  # a file beside the table of its shard, which comes last
             continue
         count = plan.task(index).num_samples
         written.append((info.modified, count))
         samples += count
-        size += info.size
     return sorted(written), samples, size, foreign
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genworker.bulk.layout import Layout, getter
 from genworker.bulk.plan import DATA_PREFIX, PLAN_KEY, Plan, differences
 from genworker.errors import DatasetError, ObjectMissingError
 from genworker.reading.manifest import Fault, examine, parse
@@ -62,11 +63,11 @@ def verify(url: str, *, on_shard: Callable[[int, int], None] = lambda _done, _to
                 faults += [fault] if fault else []
                 done += 1
                 on_shard(done, total)
-    expected = {entry.key for entry in manifest.shards}
+    layout = Layout(manifest.plan)
     faults += [
         Fault(info.key, f"foreign object of {info.size} bytes; only the manifest's shards may lie below {DATA_PREFIX}")
         for info in store.list(DATA_PREFIX)
-        if info.key not in expected
+        if layout.owner(info.key) is None
     ]
     return faults
 
@@ -91,6 +92,7 @@ class _ShardCheck:
         self._store = store
         self._manifest = manifest
         self._format: Format = manifest.plan.open_format()
+        self._has_files = self._format.beside_name(0) is not None
         # Digests tell a shard that lies under another's key from one that was damaged.
         self._key_of = {entry.sha256: entry.key for entry in manifest.shards}
 
@@ -107,12 +109,10 @@ class _ShardCheck:
                 return Fault(
                     entry.key, f"holds the bytes of {self._key_of[seen]}; the two were swapped or one was copied"
                 )
-            if len(data) != entry.num_bytes:
+            if not self._has_files and len(data) != entry.num_bytes:
                 change = "cut short" if len(data) < entry.num_bytes else "longer"
                 return Fault(entry.key, f"is {change}: {len(data)} bytes, the manifest says {entry.num_bytes}")
             return Fault(entry.key, f"was changed: SHA-256 {seen}, the manifest says {entry.sha256}")
-        if len(data) != entry.num_bytes:
-            return Fault(entry.key, f"has {len(data)} bytes, the manifest says {entry.num_bytes}")
         try:
             problem = self._content_problem(task, data)
         except DatasetError as err:
@@ -122,7 +122,10 @@ class _ShardCheck:
     def _content_problem(self, task: Task, data: bytes) -> str | None:
         # Reached with the right bytes only, so what is wrong here was wrong when the shard was written.
         plan = self._manifest.plan
-        reader = self._format.reader(data)
+        entry = self._manifest.shards[task.shard_index]
+        reader = self._format.reader(data, getter(self._store, entry.key))
+        if reader.num_bytes != entry.num_bytes:
+            return f"has {reader.num_bytes} bytes, the manifest says {entry.num_bytes}"
         seen, expected = dict(reader.provenance), plan.provenance(task)
         for key in sorted(seen.keys() | expected.keys()):
             if seen.get(key) != expected.get(key):

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genworker import codecs, formats
+from genworker.bulk.layout import beside_key
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY, Column, Numerics, Plan, Task
 from genworker.bulk.records import Manifest, Receipt, ReceiptBatch, ShardEntry, Success
 from genworker.config import canonical_json
+from genworker.formats.base import Put
 from genworker.schema import NO_EXTRAS, Extras, ImageSchema, SampleBatch
 from genworker.stores import open_store
 
@@ -87,9 +89,9 @@ def make_plan(
     )
 
 
-def shard_bytes(plan: Plan, task: Task) -> bytes:
-    """One shard of a plan."""
-    writer = plan.open_format().writer(plan.provenance(task))
+def shard_bytes(plan: Plan, task: Task, put: Put = lambda _name, _data: None) -> bytes:
+    """One shard of a plan; files beside it go to ``put``."""
+    writer = plan.open_format().writer(plan.provenance(task), put)
     indices = np.arange(task.first_index, task.first_index + task.num_samples)
     writer.write(samples_of(plan.stored_schema, indices, plan.extras))
     return writer.close()
@@ -116,15 +118,19 @@ def publish(
     store.put(PLAN_KEY, canonical_json(plan.model_dump(mode="json")).encode())
     entries = []
     for task in plan.tasks():
-        data = make_shard(plan, task)
+        files: dict[str, bytes] = {}
+        data = shard_bytes(plan, task, files.__setitem__) if make_shard is shard_bytes else make_shard(plan, task)
         sha256 = hashlib.sha256(data).hexdigest()
+        for name, content in files.items():
+            store.put(beside_key(task.key, name), content)
         store.put(task.key, data)
-        entries.append(ShardEntry(key=task.key, num_samples=task.num_samples, num_bytes=len(data), sha256=sha256))
+        num_bytes = len(data) + sum(map(len, files.values()))
+        entries.append(ShardEntry(key=task.key, num_samples=task.num_samples, num_bytes=num_bytes, sha256=sha256))
         for attempt in range(num_receipt_copies):
             receipt = Receipt(
                 shard_index=task.shard_index,
                 num_samples=task.num_samples,
-                num_bytes=len(data),
+                num_bytes=num_bytes,
                 sha256=sha256,
                 attempt=attempt,
             )

@@ -1,0 +1,97 @@
+"""Which objects below data/ belong to which shard of a plan.
+
+A shard is one object under its key, or, in formats of many files, a table under its key and a file per sample beside it: the
+files are stored first, the table last, so that a shard is there when its key is. In: a plan, and keys as a store lists them.
+Out: owners and totals. It reads no object.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from genworker.bulk.plan import Plan, Task
+from genworker.errors import DatasetError, ObjectMissingError
+from genworker.formats.base import Get
+from genworker.stores.base import ObjectInfo, Store
+
+
+@dataclass
+class Stored:
+    """What is there of one shard: how many objects, their bytes, and whether the one under its key is among them."""
+
+    num_objects: int = 0
+    num_bytes: int = 0
+    complete: bool = False
+
+
+class Layout:
+    """The objects of a plan's shards."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._format = plan.open_format()
+
+    def owner(self, key: str) -> int | None:
+        """The shard that an object belongs to, or None for a stranger."""
+        index = self._plan.shard_index_of(key)
+        if index is not None:
+            return index
+        folder, _, name = key.rpartition("/")
+        number = re.match("[0-9]{1,18}", name)
+        if number is None or self._format.beside_name(int(number[0])) != name:
+            return None
+        sample = int(number[0])
+        if sample >= self._plan.num_samples:
+            return None
+        index = self._plan.shard_of(sample)
+        return index if folder == folder_of(self._plan.shard_key(index)) else None
+
+    def num_objects(self, task: Task) -> int:
+        """How many objects a whole shard has."""
+        return 1 if self._format.beside_name(task.first_index) is None else 1 + task.num_samples
+
+    def beside(self, task: Task) -> Iterator[str]:
+        """Keys of the objects beside the one under the shard's key."""
+        for sample in range(task.first_index, task.first_index + task.num_samples):
+            name = self._format.beside_name(sample)
+            if name is not None:
+                yield beside_key(task.key, name)
+
+    def survey(self, infos: Iterable[ObjectInfo]) -> tuple[dict[int, Stored], list[str]]:
+        """What is there of each shard of which anything is, by shard index, and the keys of strangers."""
+        found: dict[int, Stored] = {}
+        strangers = []
+        for info in infos:
+            index = self.owner(info.key)
+            if index is None:
+                strangers.append(info.key)
+                continue
+            stored = found.setdefault(index, Stored())
+            stored.num_objects += 1
+            stored.num_bytes += info.size
+            stored.complete |= self._plan.shard_index_of(info.key) is not None
+        return found, strangers
+
+
+def folder_of(key: str) -> str:
+    """The folder that an object lies in."""
+    return key.rpartition("/")[0]
+
+
+def beside_key(shard_key: str, name: str) -> str:
+    """The key of an object beside the one under the shard's key."""
+    return f"{folder_of(shard_key)}/{name}"
+
+
+def getter(store: Store, shard_key: str) -> Get:
+    """What a format's reader fetches the objects beside a shard's table with; a missing one is a DatasetError."""
+
+    def get(name: str) -> bytes:
+        try:
+            return store.get(beside_key(shard_key, name))
+        except ObjectMissingError as err:
+            raise DatasetError(f"{name} is missing, though the shard's table names it") from err
+
+    return get
