@@ -27,18 +27,21 @@ ALLOCATOR_ENV = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOL
 
 
 @contextlib.contextmanager
-def connect() -> Iterator[None]:
+def connect() -> Iterator[bool]:
     """Be connected to Ray inside the block; an existing connection is used and left as it is.
+
+    Gives whether nodes may join: not a cluster that is started here for the time of the block.
 
     Raises:
         ClusterError: the cluster that RAY_ADDRESS names cannot be joined.
     """
     if ray.is_initialized():
-        yield
+        yield True
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if os.environ.get("RAY_ADDRESS"):
+    joined = bool(os.environ.get("RAY_ADDRESS"))
+    if joined:
         _join()
     else:
         _start()
@@ -46,7 +49,7 @@ def connect() -> Iterator[None]:
         # Ray puts handlers of its own in their place, which end the process before anything is saved.
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        yield
+        yield joined
     finally:
         ray.shutdown()
 
@@ -76,11 +79,11 @@ def _start() -> None:
     )
 
 
-def actor_options(*, use_gpu: bool, num_cpus: int = 1) -> dict[str, Any]:
-    """Ray options of a bulk actor: its processors, no automatic restarts (the pool counts attempts itself)."""
+def actor_options(*, num_cpus: int = 1, num_gpus: float = 0) -> dict[str, Any]:
+    """Ray options of a bulk actor: its resources, no automatic restarts (the pool counts attempts itself)."""
     return {
         "num_cpus": num_cpus,
-        "num_gpus": 1 if use_gpu else 0,
+        "num_gpus": num_gpus,
         "max_restarts": 0,
         "max_task_retries": 0,
         "scheduling_strategy": "SPREAD",
@@ -88,25 +91,26 @@ def actor_options(*, use_gpu: bool, num_cpus: int = 1) -> dict[str, Any]:
     }
 
 
-def check_actors(wanted: int | None, options: dict[str, Any], num_tasks: int) -> int:
-    """How many actors to start: ``wanted``, or as many as the cluster holds and ``num_tasks`` can use.
+def room(options: dict[str, Any]) -> int:
+    """How many actors of these options the nodes of the cluster can hold, whoever uses them now."""
+    needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
+    fits = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            # A hair more, because three times a third of a GPU is a whole one.
+            there = node["Resources"]
+            fits += min(int(there.get(name, 0) / need + 1e-6) for name, need in needs.items() if need)
+    return fits
 
-    Raises:
-        ClusterError: the cluster has not what that many actors need.
-    """
+
+def describe(options: dict[str, Any]) -> str:
+    """What an actor needs and what the cluster has, for messages."""
     there = ray.cluster_resources()
-    fits = min(
-        int(there.get(name, 0) // options[f"num_{name.lower()}s"])
-        for name in ("CPU", "GPU")
-        if options[f"num_{name.lower()}s"]
+    per_actor = f"{options['num_cpus']} CPU" + (f" and {options['num_gpus']:g} GPU" if options["num_gpus"] else "")
+    return (
+        f"each needs {per_actor}; the cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs "
+        f"on {sum(node['Alive'] for node in ray.nodes())} nodes"
     )
-    if fits < (wanted or 1):
-        per_actor = f"{options['num_cpus']} CPU" + (" and 1 GPU" if options["num_gpus"] else "")
-        raise ClusterError(
-            f"{wanted or 1} actors were asked for, each needs {per_actor}; the cluster has {there.get('CPU', 0):g} CPUs and "
-            f"{there.get('GPU', 0):g} GPUs, enough for {fits}: lower --actors or add nodes"
-        )
-    return wanted or min(fits, num_tasks)
 
 
 def check_workers(workers: int, cpus_per_worker: int, *, use_gpu: bool) -> None:

@@ -122,8 +122,8 @@ def store_bundle(store: Store, bundle: Bundle) -> None:
         bundle.save(store, BUNDLE_PREFIX)
 
 
-def put_same(store: Store, key: str, data: bytes, attempt: int) -> None:
-    """Store an object of a shard, or find that it is stored.
+def put_same(store: Store, key: str, data: bytes, attempt: int) -> bool:
+    """Store an object of a shard, or find that it is stored; returns whether it was there.
 
     Raises:
         DeterminismError: the key holds other bytes.
@@ -140,6 +140,8 @@ def put_same(store: Store, key: str, data: bytes, attempt: int) -> None:
                 f"{len(data)} bytes with {sha256}; one plan must give one result: find out which machine differs "
                 "(`genworker verify --resample`), or remove the object if it is foreign"
             ) from err
+        return True
+    return False
 
 
 def commit_shard(store: Store, task: Task, data: bytes, attempt: int, *, beside_bytes: int = 0) -> Receipt:
@@ -148,13 +150,14 @@ def commit_shard(store: Store, task: Task, data: bytes, attempt: int, *, beside_
     Raises:
         DeterminismError: the key holds other bytes.
     """
-    put_same(store, task.key, data, attempt)
+    duplicate = put_same(store, task.key, data, attempt)
     return Receipt(
         shard_index=task.shard_index,
         num_samples=task.num_samples,
         num_bytes=len(data) + beside_bytes,
         sha256=hashlib.sha256(data).hexdigest(),
         attempt=attempt,
+        duplicate=duplicate,
     )
 
 

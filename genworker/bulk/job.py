@@ -1,50 +1,39 @@
 """The driver of a bulk job: claims the plan, runs the pool, publishes.
 
-In: what the user asked for. Out: a published manifest. It holds a bounded window of tasks and a receipt per shard, never an
+In: what the user asked for. Out: a published manifest. It holds a bounded window of tasks and some bytes per shard, never an
 image. It may die at any point: the next run of the same request lists what is there and makes only what is missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import torch
 
 from genworker import bundle as bundles
 from genworker import cluster
-from genworker.bulk import commit
-from genworker.bulk.plan import Plan, Task
-from genworker.bulk.pool import ShardPool
+from genworker.bulk import actor, commit, summary
+from genworker.bulk.capacity import Capacity
+from genworker.bulk.metrics import Meters
+from genworker.bulk.plan import Task
+from genworker.bulk.pool import Drained, ShardPool
+from genworker.bulk.progress import Progress, Reporter
 from genworker.bulk.protocol import Driver
 from genworker.bulk.records import Manifest, Receipt
-from genworker.bulk.request import GenerateSpec, calibrated, check_same, make_plan, numerics_for, sample_schema
-from genworker.bulk.shard import ShardMaker
-from genworker.bundle import Bundle
-from genworker.device import pick_device
+from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
+from genworker.bulk.tally import Tally
 from genworker.errors import UsageError
-from genworker.sampling.calibration import Calibration
 from genworker.stores import open_store
 
-# Of one actor at a time. One computes while another is on its way to the store; beside a GPU a third is being encoded.
-_TASKS_ON_CPU, _TASKS_ON_GPU = 2, 3
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a job is. ``event`` is a line about something that went wrong and was dealt with, or empty."""
-
-    num_shards: int
-    num_done: int
-    samples_done: int
-    bytes_done: int
-    samples_made: int
-    making_seconds: float
-    event: str = ""
+# The rate of the first shards of each actor holds their start; from the second ones on it tells something.
+_ESTIMATE_SHARDS_PER_ACTOR = 3
 
 
 @dataclass(frozen=True)
@@ -52,37 +41,20 @@ class JobResult:
     """What a finished job leaves.
 
     ``samples_made`` counts this run's part of the dataset, ``making_seconds`` the time from the first task to the manifest.
+    ``summary`` is what `genworker.bulk.summary.summarise` says of this run.
     """
 
     manifest: Manifest
     samples_made: int
     making_seconds: float
-
-
-class ShardActor:
-    """What runs in each Ray actor; a plain class, so that it is tested without Ray. Its methods run in several threads."""
-
-    def __init__(self, out: str, *, use_gpu: bool, num_cpus: int = 1) -> None:
-        self._store = open_store(out)
-        self._device = pick_device(use_gpu=use_gpu)
-        self._num_cpus = num_cpus
-        self._maker: ShardMaker | None = None
-        self._setting_up = threading.Lock()
-
-    def calibrate(self, spec: GenerateSpec, bundle: Bundle, num_actors: int) -> Calibration:
-        """The numerics of this actor's kind of machine, for a new plan."""
-        return calibrated(spec, bundle, self._device, num_actors)
-
-    def make(self, task: Task, attempt: int) -> Receipt:
-        """Make and commit one shard."""
-        with self._setting_up:
-            if self._maker is None:
-                self._maker = ShardMaker(self._store, self._device, self._num_cpus)
-        return self._maker.make(task, attempt)
+    summary: Mapping[str, Any]
 
 
 def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambda _progress: None) -> JobResult:
     """Make the dataset that ``spec`` describes, or what is missing of it, and publish it.
+
+    SIGTERM and SIGINT end it after `GenerateSpec.drain_timeout` at most, then act as they would without it; so does a second
+    one at once.
 
     Raises:
         UsageError, BundleError, PlanError: the request cannot be carried out; nothing was written.
@@ -98,67 +70,121 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
     if plan is not None:
         check_same(spec, bundle.info, plan)
         if (manifest := commit.published(store)) is not None:
-            return JobResult(manifest, 0, 0.0)
+            return _nothing_to_do(spec, manifest)
     # All but the numerics, which only an actor's machine knows: everything is checked before an actor starts.
     draft = plan or make_plan(spec, bundle.info, numerics_for(spec, schema, torch.device("cpu")))
-    with cluster.connect():
-        options = cluster.actor_options(use_gpu=spec.use_gpu, num_cpus=spec.cpus_per_actor)
-        num_actors = cluster.check_actors(spec.actors, options, draft.num_shards)
-        tasks_at_once = _TASKS_ON_GPU if spec.use_gpu else _TASKS_ON_CPU
-        remote = ray.remote(ShardActor).options(**options, max_concurrency=tasks_at_once)
-        reporter = _Reporter(on_progress)
-        pool = ShardPool(
-            # The URL is absolute, because actors have other working directories.
-            lambda: remote.remote(store.url, use_gpu=spec.use_gpu, num_cpus=spec.cpus_per_actor),
-            num_actors,
-            depth=tasks_at_once,
-            max_attempts=spec.max_attempts,
-            on_event=reporter.event,
-        )
+    with cluster.connect() as can_grow:
+        run = _Run(spec, on_progress, can_grow=can_grow)
+        run.capacity.check()
+        pool = run.pool(actor.starter(spec, store.url, ray.put(bundle)))
         try:
             if plan is None:
                 # Where the store cannot decide between two drivers, both have to choose the same without measuring.
                 measured = spec.model_copy(update={"calibrate": spec.calibrate and store.conditional})
-                calibration = pool.ask("calibrate", measured, bundle, num_actors)
+                calibration = pool.ask("calibrate", measured, run.capacity.wanted(draft.num_shards))
                 plan = commit.agree(store, make_plan(spec, bundle.info, calibration.numerics))
                 check_same(spec, bundle.info, plan)
                 if calibration.trials and plan.numerics == calibration.numerics:
                     commit.keep_calibration(store, calibration)
-            begin = functools.partial(reporter.begin, plan)
-            driver = Driver(store, plan, bundle, pool.run, on_recalled=begin, on_made=reporter.made)
-            return JobResult(driver.run(), reporter.samples_made, reporter.seconds)
+            driver = Driver(
+                store,
+                plan,
+                bundle,
+                lambda tasks: run.make(pool, tasks),
+                on_recalled=functools.partial(run.reporter.begin, plan),
+                on_made=run.made,
+            )
+            with _draining(pool):
+                manifest = driver.run()
         finally:
             pool.close()
+    return JobResult(manifest, run.reporter.samples_made, run.reporter.seconds, run.summary())
 
 
-class _Reporter:
-    """Turns receipts and events into `Progress`."""
+def _nothing_to_do(spec: GenerateSpec, manifest: Manifest) -> JobResult:
+    num_shards = len(manifest.shards)
+    done = Progress(
+        num_shards,
+        num_shards,
+        manifest.num_samples,
+        manifest.num_bytes,
+        0,
+        0.0,
+        "",
+        manifest.plan_id,
+        manifest.num_samples,
+    )
+    return JobResult(manifest, 0, 0.0, summary.summarise(spec, done, Tally(), None))
 
-    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
-        self._started = time.monotonic()
-        self.samples_made = 0
-        self._on_progress = on_progress
-        self._shards = self._done = self._samples = self._bytes = 0
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
+class _Run:
+    """What one run counts and tells."""
 
-    def begin(self, plan: Plan, receipts: Mapping[int, Receipt]) -> None:
-        self._started = time.monotonic()
-        self._shards, self._done = plan.num_shards, len(receipts)
-        self._samples = sum(receipt.num_samples for receipt in receipts.values())
-        self._bytes = sum(receipt.num_bytes for receipt in receipts.values())
-        self.event("")
+    def __init__(self, spec: GenerateSpec, on_progress: Callable[[Progress], None], *, can_grow: bool) -> None:
+        self._spec = spec
+        self.tally = Tally(Meters("driver"))
+        self.reporter = Reporter(on_progress)
+        self._estimate: dict[str, Any] | None = None
+        options = actor.resources(spec)
+        self.capacity = Capacity(
+            fewest=spec.fewest_actors,
+            most=spec.most_actors,
+            room=lambda: cluster.room(options),
+            describe=lambda: cluster.describe(options),
+            wait_seconds=spec.wait_timeout if can_grow else 0.0,
+        )
+
+    def pool(self, start_actor: Callable[[], Any]) -> ShardPool:
+        return ShardPool(
+            start_actor,
+            self.capacity,
+            depth=actor.tasks_at_once(self._spec),
+            max_attempts=self._spec.max_attempts,
+            on_event=self.reporter.event,
+            tally=self.tally,
+            drain_seconds=self._spec.drain_timeout,
+        )
+
+    def make(self, pool: ShardPool, tasks: Iterator[Task]) -> Iterator[Receipt]:
+        progress = self.reporter.progress
+        return pool.run(tasks, progress.num_shards - progress.num_done)
 
     def made(self, receipt: Receipt) -> None:
-        self.samples_made += receipt.num_samples
-        self._done += 1
-        self._samples += receipt.num_samples
-        self._bytes += receipt.num_bytes
-        self.event("")
+        self.reporter.made(receipt)
+        enough = _ESTIMATE_SHARDS_PER_ACTOR * max(1, self.tally.peak_actors)
+        if self._estimate is None and self.reporter.shards_made >= enough:
+            self._estimate = summary.estimate(self._spec, self.reporter.progress, self.tally.peak_actors)
+            if self._estimate is not None and self._spec.price_per_hour is not None:
+                self.reporter.event(summary.sentence(self._estimate, self._spec.num_samples))
 
-    def event(self, text: str) -> None:
-        self._on_progress(
-            Progress(self._shards, self._done, self._samples, self._bytes, self.samples_made, self.seconds, text)
-        )
+    def summary(self) -> dict[str, Any]:
+        return summary.summarise(self._spec, self.reporter.progress, self.tally, self._estimate)
+
+
+@contextlib.contextmanager
+def _draining(pool: ShardPool) -> Iterator[None]:
+    """Inside the block, the first SIGTERM or SIGINT stops the pool gently; what it meant before happens afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(number)
+        restore()
+        pool.stop()
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    except Drained:
+        signal.raise_signal(received[0])
+        raise
+    finally:
+        restore()

@@ -1,48 +1,45 @@
 """A pool of Ray actors that works through tasks with a bounded window, and outlives the actors in it.
 
-In: a way to start an actor, tasks. Out: receipts, in order of completion. Ray's own ActorPool neither retries nor replaces
-a dead actor, and its automatic retries hide attempts; so attempts are counted here. No image passes through this module.
+In: a way to start an actor, how many there may be, tasks. Out: receipts, in order of completion. Ray's own ActorPool neither
+retries nor replaces a dead actor, and its automatic retries hide attempts; so attempts are counted here. No image passes
+through this module.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import os
+import queue
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from genworker.bulk.attempts import Attempt, Attempts
+from genworker.bulk.capacity import Capacity, Patience
 from genworker.bulk.plan import Task
 from genworker.bulk.records import Receipt
-from genworker.errors import (
-    BundleError,
-    DeterminismError,
-    GenworkerError,
-    JobError,
-    PlanError,
-    StoreAccessError,
-    StoreFullError,
-    UsageError,
-)
+from genworker.bulk.speculation import Stragglers
+from genworker.bulk.tally import Tally
+from genworker.errors import GenworkerError, JobError
 
-# Another attempt would meet the same wall.
-_HOPELESS = (BundleError, DeterminismError, PlanError, StoreAccessError, StoreFullError, UsageError)
+_TICK_SECONDS = 0.5
 
 
-@dataclass
-class _Attempt:
-    task: Task
-    number: int = 0
+class Drained(KeyboardInterrupt):
+    """The pool was told to stop, and what ran then has ended or used up its time."""
 
 
-@dataclass
 class _Member:
-    """One actor and the tasks that it was given, oldest (the running one) first."""
+    """One actor. ``where`` is known once it is ready; ``given`` are the attempts that it has not answered."""
 
-    actor: Any
-    given: dict[Any, _Attempt] = field(default_factory=dict)
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.where: str | None = None
+        self.given: dict[Attempt, None] = {}
+        self.gone = False
 
 
 class ShardPool:
@@ -50,55 +47,86 @@ class ShardPool:
 
     Args:
         start_actor: starts one actor with a remote method ``make(task, attempt) -> Receipt``.
-        num_actors: how many.
+        capacity: how many there may be; the cluster is asked again every ``poll_seconds``.
         depth: tasks given to an actor at a time; it carries out as many at once as it has threads for.
-        max_attempts: how often one task is tried.
-        on_event: told in one line of every failed attempt and every lost actor.
+        max_attempts: how often one task may fail.
+        on_event: told in one line of every failed attempt, every lost actor and every shortage.
+        tally: counts attempts, actors and what they did.
+        stragglers: says from when on a task is given to a second, idle actor.
+        drain_seconds: how long `stop` leaves for what is running.
+        poll_seconds: see ``capacity``.
     """
 
     def __init__(
         self,
         start_actor: Callable[[], Any],
-        num_actors: int,
+        capacity: Capacity,
         *,
         depth: int = 2,
         max_attempts: int = 3,
         on_event: Callable[[str], None] = lambda _text: None,
+        tally: Tally | None = None,
+        stragglers: Stragglers | None = None,
+        drain_seconds: float = 20.0,
+        poll_seconds: float = 5.0,
     ) -> None:
-        self._start_actor = start_actor
-        self._depth = depth
-        self._max_attempts = max_attempts
-        self._on_event = on_event
-        self._again: deque[_Attempt] = deque()
-        self._deaths_in_a_row = 0
-        self._members = [_Member(start_actor()) for _ in range(num_actors)]
+        self._start_actor, self._capacity, self._depth = start_actor, capacity, depth
+        self._on_event, self._tally = on_event, tally or Tally()
+        self._attempts = Attempts(max_attempts, on_event, self._tally, stragglers or Stragglers())
+        self._patience = Patience(capacity, on_event)
+        self._drain_seconds, self._poll_seconds = drain_seconds, poll_seconds
+        self._polled_at = float("-inf")
+        self._looked_at = time.monotonic()
+        self._members: dict[_Member, None] = {}
+        # Ready members by the number of tasks that they hold: giving one costs the same with ten actors and a thousand.
+        self._loads: list[dict[_Member, None]] = [{} for _ in range(depth + 1)]
+        self._news: queue.SimpleQueue[tuple[_Member, Attempt | None, Future[Any]] | None] = queue.SimpleQueue()
+        self._deaths_in_a_row, self._last_reason = 0, ""
+        self._stopping = False
+        self._tasks_left: int | None = None
 
-    def run(self, tasks: Iterator[Task]) -> Iterator[Receipt]:
-        """Yield the receipt of every task.
+    def run(self, tasks: Iterator[Task], num_tasks: int | None = None) -> Iterator[Receipt]:
+        """Yield the receipt of every task; ``num_tasks``, where it is known, keeps idle actors from being started.
 
         Raises:
             JobError: a task failed ``max_attempts`` times, or actors keep dying.
+            ClusterError: the cluster had room for too few actors for too long.
             GenworkerError: a failure that no other attempt can mend, as it was raised in the actor.
+            Drained: `stop` was called.
         """
-        fresh = (_Attempt(task) for task in tasks)
-        while True:
-            self._fill(fresh)
-            waiting = [ref for member in self._members for ref in member.given]
-            if not waiting:
+        self._tasks_left = num_tasks
+        self._attempts.begin(tasks)
+        while not self._stopping:
+            self._scale()
+            self._fill()
+            if self._attempts.all_done:
                 return
-            done, _ = ray.wait(waiting, num_returns=1)
-            receipt = self._collect(done[0])
-            if receipt is not None:
-                yield receipt
+            yield from self._receive()
+        yield from self._drain()
+        raise Drained
+
+    def stop(self) -> None:
+        """Give out no more tasks, and end `run` once what is running has ended. For signal handlers."""
+        self._stopping = True
+        self._news.put(None)
 
     def ask(self, method: str, *args: Any) -> Any:
         """Call a method of one actor and return its answer, for what only the actors' machines know.
 
         Raises:
-            JobError: the actor died; GenworkerError as it was raised there.
+            JobError: the actor died; ClusterError: there is no room for one; GenworkerError as it was raised there.
         """
+        if not self._members:
+            self._start()
+        while not any(self._loads):
+            self._patience.look(0, 1)
+            for _ in self._receive():
+                raise AssertionError("a receipt without a task")
+            if self._deaths_in_a_row:
+                raise JobError(f"the first actor died before it did anything: {self._last_reason}")
+        member = next(member for load in self._loads for member in load)
         try:
-            return ray.get(getattr(self._members[0].actor, method).remote(*args))
+            return ray.get(getattr(member.actor, method).remote(*args))
         except RayTaskError as err:
             raise (err.cause if isinstance(err.cause, GenworkerError) else err) from err
         except RayActorError as err:
@@ -106,55 +134,54 @@ class ShardPool:
 
     def close(self) -> None:
         """End all actors now; what they were making is made again by the next run."""
-        for member in self._members:
-            ray.kill(member.actor)
-        self._members.clear()
+        for member in list(self._members):
+            self._dismiss(member)
 
-    def _fill(self, fresh: Iterator[_Attempt]) -> None:
-        # Breadth first: with few tasks left, no actor holds two while another holds none.
-        for depth in range(self._depth):
-            for member in self._members:
-                if len(member.given) > depth:
-                    continue
-                attempt = self._again.popleft() if self._again else next(fresh, None)
-                if attempt is None:
-                    return
-                member.given[member.actor.make.remote(attempt.task, attempt.number)] = attempt
+    # --- actors ------------------------------------------------------------------------------------------------------
 
-    def _collect(self, ref: Any) -> Receipt | None:
-        member = next(member for member in self._members if ref in member.given)
-        try:
-            receipt: Receipt = ray.get(ref)
-        except RayTaskError as err:
-            self._retry(member.given.pop(ref), err.cause if isinstance(err.cause, Exception) else err)
-            return None
-        except RayActorError as err:
-            self._replace(member, err)
-            return None
-        except RayError as err:
-            self._retry(member.given.pop(ref), err)
-            return None
-        self._deaths_in_a_row = 0
-        del member.given[ref]
-        return receipt
+    @property
+    def _num_ready(self) -> int:
+        return sum(map(len, self._loads))
 
-    def _retry(self, attempt: _Attempt, cause: Exception) -> None:
-        if isinstance(cause, _HOPELESS):
-            raise cause
-        attempt.number += 1
-        what = str(cause) if isinstance(cause, GenworkerError) else f"{type(cause).__name__}: {cause}"
-        if attempt.number >= self._max_attempts:
-            raise JobError(
-                f"{attempt.task.key}: failed {attempt.number} times, the last time with: {what}; the dataset is not "
-                "published, what was made stays: mend the cause and run the same command again"
-            ) from cause
-        self._on_event(f"{attempt.task.key}: attempt {attempt.number} of {self._max_attempts} failed: {what}")
-        self._again.append(attempt)
+    def _scale(self) -> None:
+        """Look at the cluster now and then; have as many actors as it holds and the tasks can use."""
+        now = time.monotonic()
+        self._tally.ready(self._num_ready, now - self._looked_at)
+        self._looked_at = now
+        self._patience.look(self._num_ready, self._tasks_left, now)
+        if now - self._polled_at < self._poll_seconds and self._members:
+            return
+        self._polled_at = now
+        wanted = self._capacity.wanted(self._tasks_left)
+        for _ in range(wanted - len(self._members)):
+            self._start()
+        # Those that wait for a place which is gone; whoever works goes on.
+        waiting = [member for member in self._members if member.where is None]
+        for member in waiting[: max(0, len(self._members) - wanted)]:
+            self._dismiss(member)
 
-    def _replace(self, member: _Member, err: RayActorError) -> None:
+    def _start(self) -> None:
+        member = _Member(self._start_actor())
+        self._members[member] = None
+        self._listen(member, None, member.actor.__ray_call__.remote(_where))
+
+    def _listen(self, member: _Member, attempt: Attempt | None, ref: Any) -> None:
+        # Called back when the result is there, so that waiting costs nothing per task in flight.
+        ref.future().add_done_callback(lambda future: self._news.put((member, attempt, future)))
+
+    def _dismiss(self, member: _Member) -> None:
+        member.gone = True
+        del self._members[member]
+        for load in self._loads:
+            load.pop(member, None)
+        ray.kill(member.actor)
+
+    def _lose(self, member: _Member, err: RayActorError) -> None:
         self._deaths_in_a_row += 1
-        limit = max(3, 2 * len(self._members))
-        reason = _reason(err)
+        self._last_reason = reason = _reason(err)
+        self._dismiss(member)
+        self._tally.count("actors_lost")
+        limit = max(3, 2 * (len(self._members) + 1))
         if self._deaths_in_a_row > limit:
             raise JobError(
                 f"{self._deaths_in_a_row} actors died without finishing a task in between, the last one: "
@@ -162,14 +189,82 @@ class ShardPool:
                 "cause (memory is the usual one) and run the command again"
             ) from err
         self._on_event(f"an actor died and is replaced: {reason}")
-        given = list(member.given.values())
-        member.given.clear()
-        # Only the running task can have killed the actor; the queued ones keep their count, and all do if none ran.
-        running = [] if err.actor_init_failed else [given.pop(0)]
-        self._again.extendleft(reversed(given))
-        for attempt in running:
-            self._retry(attempt, JobError(f"the actor that made it died: {reason}"))
-        member.actor = self._start_actor()
+        self._polled_at = float("-inf")
+        # The oldest task is the likeliest to have killed the actor; the others keep their count.
+        given = list(member.given)
+        self._attempts.put_back(given[1:])
+        if given:
+            self._attempts.failed(given[0], JobError(f"the actor that made it died: {reason}"))
+
+    # --- tasks -------------------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        # Breadth first: with few tasks left, no actor holds two while another holds none.
+        for load in range(self._depth):
+            while self._loads[load]:
+                member = next(iter(self._loads[load]))
+                attempt = self._attempts.next(idle=load == 0)
+                if attempt is None:
+                    break
+                attempt.where = member.where or ""
+                member.given[attempt] = None
+                self._move(member)
+                self._listen(member, attempt, member.actor.make.remote(attempt.task, attempt.number))
+        self._tally.show("queue_depth", self._attempts.num_running)
+
+    def _move(self, member: _Member) -> None:
+        for load in self._loads:
+            load.pop(member, None)
+        self._loads[len(member.given)][member] = None
+
+    def _receive(self) -> Iterator[Receipt]:
+        """Wait a little for news and deal with all that there are."""
+        try:
+            news = self._news.get(timeout=_TICK_SECONDS)
+            while True:
+                receipt = None if news is None or news[0].gone else self._hear(*news)
+                if receipt is not None:
+                    yield receipt
+                news = self._news.get_nowait()
+        except queue.Empty:
+            return
+
+    def _hear(self, member: _Member, attempt: Attempt | None, future: Future[Any]) -> Receipt | None:
+        err = future.exception()
+        if isinstance(err, RayActorError) and not isinstance(err, RayTaskError):
+            self._lose(member, err)
+            return None
+        if attempt is None:
+            if err is not None:
+                raise JobError(f"an actor cannot be used: {err}") from err
+            member.where = future.result()
+            self._move(member)
+            return None
+        del member.given[attempt]
+        self._move(member)
+        if err is not None:
+            cause = err.cause if isinstance(err, RayTaskError) and isinstance(err.cause, Exception) else err
+            self._attempts.failed(attempt, cause if isinstance(cause, Exception) else RayError(str(cause)))
+            return None
+        self._deaths_in_a_row = 0
+        receipt = self._attempts.succeeded(attempt, future.result())
+        if receipt is not None and self._tasks_left is not None:
+            self._tasks_left -= 1
+        return receipt
+
+    def _drain(self) -> Iterator[Receipt]:
+        deadline = time.monotonic() + self._drain_seconds
+        self._attempts.forget_waiting()
+        self._on_event(
+            f"stopping: no new shards, up to {self._drain_seconds:.0f} s for the {self._attempts.num_running} that are running"
+        )
+        while self._attempts.num_running and self._members and time.monotonic() < deadline:
+            yield from self._receive()
+
+
+def _where(_actor: Any) -> str:
+    """Runs in an actor, once it is ready."""
+    return f"{ray.util.get_node_ip_address()} pid {os.getpid()}"
 
 
 def _reason(err: RayActorError) -> str:

@@ -30,6 +30,7 @@ class Receipt(Spec):
     stages: StageSeconds | None = Field(
         None, exclude=True, description="where the time of the attempt went; not stored"
     )
+    duplicate: bool = Field(False, exclude=True, description="the shard was there with equal bytes; not stored")
 
 
 class ReceiptBatch(Spec):

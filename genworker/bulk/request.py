@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from genworker import bundle as bundles
@@ -34,17 +34,17 @@ from genworker.stores import open_store
 _TARGET_SHARD_BYTES = 64 * 2**20
 _MIN_SHARDS = 16
 
+Count = Annotated[int, Field(ge=1)]
+
 
 class GenerateSpec(Spec):
     """What the user asks of a bulk job."""
 
     bundle: str = Field(description="URL of a bundle")
     out: str = Field(description="URL of the dataset to make")
-    num_samples: Annotated[int, Field(ge=1)]
+    num_samples: Count
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    samples_per_shard: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="default: by size, at least 16 shards"
-    )
+    samples_per_shard: Count | None = Field(None, description="default: by size, at least 16 shards")
     labels: str = Field("balanced", description="balanced, uniform, or one class number")
     split: Literal["train", "test", "validation"] = "train"
     format: str = "parquet"
@@ -57,10 +57,40 @@ class GenerateSpec(Spec):
         None, description="samples per evaluation; default: measured, or 128"
     )
     calibrate: bool = Field(True, description="measure what is fastest, where the job is long enough")
-    actors: Annotated[int, Field(ge=1)] | None = Field(None, description="default: one per GPU, or one per CPU")
+    actors: Count | tuple[Count, Count] | None = Field(
+        None, description="a number, or [min, max] to follow what the cluster has; default: all that it holds"
+    )
     use_gpu: bool = False
-    cpus_per_actor: Annotated[int, Field(ge=1)] = Field(1, description="to compute with, or to encode beside a GPU")
-    max_attempts: Annotated[int, Field(ge=1)] = 3
+    gpus_per_actor: Annotated[float, Field(gt=0)] = Field(1.0, description="with use_gpu; below 1, actors share a GPU")
+    cpus_per_actor: Count = Field(1, description="to compute with, or to encode beside a GPU")
+    max_attempts: Count = 3
+    wait_timeout: Annotated[float, Field(ge=0)] = Field(
+        300.0, description="seconds to wait for a cluster that holds fewer actors than asked for"
+    )
+    drain_timeout: Annotated[float, Field(ge=0)] = Field(
+        20.0, description="seconds that running shards have to end after SIGTERM or Ctrl-C"
+    )
+    price_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="of one GPU, or without use_gpu of one CPU"
+    )
+
+    @property
+    def fewest_actors(self) -> int:
+        """How many actors there must be for the job to go on."""
+        return self.actors[0] if isinstance(self.actors, tuple) else self.actors or 1
+
+    @property
+    def most_actors(self) -> int | None:
+        """How many actors there may be; None: as many as the cluster holds."""
+        return self.actors[1] if isinstance(self.actors, tuple) else self.actors
+
+    @model_validator(mode="after")
+    def _can_be_placed(self) -> GenerateSpec:
+        if self.most_actors is not None and self.fewest_actors > self.most_actors:
+            raise ValueError(f"actors {self.fewest_actors}:{self.most_actors}: write min:max, min first")
+        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+            raise ValueError(f"gpus_per_actor {self.gpus_per_actor}: above 1 it must be a whole number")
+        return self
 
     @field_validator("columns", mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from genworker.bulk.encoding import Encoder
 from genworker.bulk.plan import BUNDLE_PREFIX, Numerics, Task
 from genworker.bulk.records import Manifest, Receipt
 from genworker.bulk.stages import StageSeconds
+from genworker.bundle import Bundle
 from genworker.errors import DeterminismError, PlanError
 from genworker.formats.base import Put
 from genworker.sampling.numerics import resolve_numerics
@@ -62,9 +63,10 @@ class ShardMaker:
         store: the dataset's.
         device: where the generator computes.
         num_cpus: processors of this process. A GPU leaves all of them to encoder threads, a CPU all but its own.
+        bundle: the plan's, where it is at hand; otherwise it is read from beside the plan.
     """
 
-    def __init__(self, store: Store, device: torch.device, num_cpus: int = 1) -> None:
+    def __init__(self, store: Store, device: torch.device, num_cpus: int = 1, bundle: Bundle | None = None) -> None:
         plan = commit.read_plan(store)
         if plan is None:
             raise PlanError(f"{store.url}: there is no plan; `genworker generate` makes one")
@@ -78,7 +80,7 @@ class ShardMaker:
                     "could differ; use the environment that the job was started with, or write to another URL"
                 )
         self._format = plan.open_format()
-        bundle = bundles.load(store, BUNDLE_PREFIX, with_scorer="score" in plan.columns)
+        bundle = bundle or bundles.load(store, BUNDLE_PREFIX, with_scorer="score" in plan.columns)
         self._work: Work = GenerateWork(plan, bundle, device)
         self._encoder = Encoder(codecs.make(plan.codec, plan.image_schema), num_cpus - (device.type == "cpu"))
         self._turn = threading.Lock()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from genworker.report.names import headlines, number
 
 if TYPE_CHECKING:
-    from genworker.bulk.job import Progress as JobProgress
+    from genworker.bulk.progress import Progress as JobProgress
     from genworker.training.record import Metrics
 
 console = Console(stderr=True, highlight=False)
@@ -71,13 +73,39 @@ class Display:
 
     def on_job(self, progress: JobProgress) -> None:
         """Show a bulk job's progress."""
+        if not self._live:
+            self._log(progress)
+            return
         if progress.event:
             self.event(progress.event)
-        rate = progress.samples_made / progress.making_seconds if progress.making_seconds > 0 else 0.0
         self.update(
             progress.samples_done,
-            f"{rate:,.0f}/s  {progress.num_done}/{progress.num_shards} shards  {size(progress.bytes_done)}",
+            f"{progress.samples_per_second:,.0f}/s  {progress.num_done}/{progress.num_shards} shards  "
+            f"{size(progress.bytes_done)}",
         )
+
+    def _log(self, progress: JobProgress) -> None:
+        """One JSON object a line: every event, progress every few seconds, and the end."""
+        done = progress.num_done >= progress.num_shards > 0
+        if not (progress.event or done or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES):
+            return
+        self._last_line = time.monotonic()
+        left = progress.seconds_left
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "job": self._title,
+            "event": "warning" if progress.event else "progress",
+            **({"message": progress.event} if progress.event else {}),
+            "plan_id": progress.plan_id,
+            "shards_done": progress.num_done,
+            "num_shards": progress.num_shards,
+            "samples_done": progress.samples_done,
+            "num_samples": progress.num_samples,
+            "bytes_done": progress.bytes_done,
+            "samples_per_second": round(progress.samples_per_second, 1),
+            "eta_seconds": None if left is None else round(left, 1),
+        }
+        console.print(json.dumps(line), soft_wrap=True, markup=False)
 
     @contextmanager
     def running(self) -> Iterator[Display]:

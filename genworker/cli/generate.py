@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
 from genworker import codecs, formats
+
+
+class _ActorRange(click.ParamType[int | tuple[int, int]]):
+    """``N`` or ``MIN:MAX``."""
+
+    name = "actors"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        """An int, or a pair of them; that min is not above max is the spec's rule."""
+        parts = str(value).split(":")
+        if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+            self.fail(f"{value} is not in the range x>=1; write a number of actors, or min:max as in 2:8", param, ctx)
+        return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
 @click.command()
@@ -45,8 +59,20 @@ from genworker import codecs, formats
     show_default=True,
     help="Long jobs: measure for seconds what is fastest here.",
 )
-@click.option("--actors", type=click.IntRange(min=1), help="Default: as many as the cluster holds.")
-@click.option("--use-gpu", is_flag=True, help="One GPU per actor.")
+@click.option(
+    "--actors",
+    type=_ActorRange(),
+    metavar="N|MIN:MAX",
+    help="A number, or a range that follows the cluster. Default: as many as the cluster holds.",
+)
+@click.option("--use-gpu", is_flag=True, help="One GPU per actor, or --gpus-per-actor.")
+@click.option(
+    "--gpus-per-actor",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Below 1, actors share a GPU.",
+)
 @click.option(
     "--cpus-per-actor",
     type=click.IntRange(min=1),
@@ -55,8 +81,26 @@ from genworker import codecs, formats
     help="Beside a GPU they encode.",
 )
 @click.option("--max-attempts", type=click.IntRange(min=1), default=3, show_default=True, help="Per shard.")
+@click.option(
+    "--wait-timeout",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    help="Seconds to wait for a cluster without enough room; a local one cannot grow.",
+)
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=20.0,
+    show_default=True,
+    help="Seconds that running shards have to end after SIGTERM or Ctrl-C.",
+)
+@click.option(
+    "--price-per-hour", type=click.FloatRange(min=0), help="Of one GPU, or of one CPU: estimate and report the cost."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a summary of the run as JSON.")
 @click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop.")
-def generate(dry_run: bool, **flags: object) -> None:
+def generate(dry_run: bool, as_json: bool, **flags: object) -> None:
     """Write samples of BUNDLE as shards to --out, and publish them once all are there.
 
     Run the same command again to go on after anything that stopped it: only what is missing is made.
@@ -74,6 +118,9 @@ def generate(dry_run: bool, **flags: object) -> None:
     from genworker.cli.live import run_generation
 
     result = run_generation(spec, "generate")
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=2))
+        return
     manifest = result.manifest
     click.echo(
         f"published: {spec.out}, {manifest.num_samples:,} samples in {len(manifest.shards)} shards, {size(manifest.num_bytes)}"
@@ -83,6 +130,9 @@ def generate(dry_run: bool, **flags: object) -> None:
         click.echo(
             f"made:      {result.samples_made:,} samples in {result.making_seconds:.1f} s, {rate:,.0f} samples/s"
         )
+        if (cost := result.summary["cost"]["total"]) is not None:
+            per_million = result.summary["cost"]["per_million_samples"]
+            click.echo(f"cost:      {cost:.4f}, {per_million:.4f} per million samples")
     else:
         click.echo("made:      nothing, it was complete")
     click.echo(f"next:      genworker verify {spec.out} --resample 3")

@@ -125,7 +125,15 @@ def test_a_submitted_job_publishes(head: Head, tiny_bundle: str, tmp_path: Path)
 
 def test_a_submitted_job_that_fails_says_why(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
     """More actors than the cluster holds: the job fails with that message, and `ray job submit` with it."""
-    entry = ["jobs/generate.py", tiny_bundle, "--out", str(tmp_path / "out"), "--num-samples=600", "--actors=9"]
+    entry = [
+        "jobs/generate.py",
+        tiny_bundle,
+        "--out",
+        str(tmp_path / "out"),
+        "--num-samples=600",
+        "--actors=9",
+        "--wait-timeout=0",
+    ]
     program = head.submit(entry, tmp_path, head.environment)
     assert program.process.returncode != 0
     assert "9 actors were asked for" in program.stdout + program.stderr

@@ -17,8 +17,9 @@ import torch
 import genworker
 from genworker import bundle as bundles
 from genworker.bulk import commit
-from genworker.bulk.job import JobResult, Progress, generate
+from genworker.bulk.job import JobResult, generate
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY
+from genworker.bulk.progress import Progress
 from genworker.bulk.request import GenerateSpec
 from genworker.bulk.shard import resample
 from genworker.errors import BundleError, ClusterError, DatasetError, DeterminismError, PlanError, UsageError
@@ -173,9 +174,9 @@ def test_another_bundle_is_refused(finished: str, tmp_path: Path) -> None:
 def test_more_actors_than_the_cluster_holds(tiny_bundle: str, tmp_path: Path, ray_cluster: int) -> None:
     """Asking for too many actors names both numbers, and leaves no plan behind."""
     with pytest.raises(ClusterError, match=rf"9 actors .*enough for {ray_cluster}"):
-        generate(request_for(tiny_bundle, tmp_path / "out", actors=9))
+        generate(request_for(tiny_bundle, tmp_path / "out", actors=9, wait_timeout=0))
     with pytest.raises(ClusterError, match="GPU"):
-        generate(request_for(tiny_bundle, tmp_path / "out", use_gpu=True))
+        generate(request_for(tiny_bundle, tmp_path / "out", use_gpu=True, wait_timeout=0))
     assert not (tmp_path / "out" / PLAN_KEY).exists()
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import ray
 
+from genworker.bulk.capacity import fixed
 from genworker.bulk.plan import Task
 from genworker.bulk.pool import ShardPool
 from genworker.errors import DeterminismError, JobError, SourceError
@@ -50,7 +51,7 @@ def attempts(receipts: list[Receipt]) -> dict[int, int]:
 @pytest.mark.parametrize(("num_actors", "depth"), [(1, 1), (1, 3), (3, 1), (3, 2)])
 def test_every_task_is_made_once(num_actors: int, depth: int) -> None:
     """Whatever the number of actors and the depth, and in whatever order shards end, each has one receipt."""
-    receipts = run(ShardPool(starter(actors.Steady), num_actors, depth=depth))
+    receipts = run(ShardPool(starter(actors.Steady), fixed(num_actors), depth=depth))
     assert attempts(receipts) == dict.fromkeys(range(NUM_TASKS), 0)
     assert all(
         receipt == actors.receipt_for(task, 0) for task, receipt in zip(tasks(), in_order(receipts), strict=True)
@@ -64,12 +65,12 @@ def in_order(receipts: list[Receipt]) -> list[Receipt]:
 
 def test_no_tasks_are_no_receipts() -> None:
     """A job whose shards are all there ends at once."""
-    assert run(ShardPool(starter(actors.Steady), 2), count=0) == []
+    assert run(ShardPool(starter(actors.Steady), fixed(2)), count=0) == []
 
 
 def test_one_pool_runs_twice() -> None:
     """A pool that has worked through its tasks takes more."""
-    pool = ShardPool(starter(actors.Steady), 2)
+    pool = ShardPool(starter(actors.Steady), fixed(2))
     assert len(list(pool.run(tasks(5)))) == 5
     assert len(run(pool, 7)) == 7
 
@@ -86,18 +87,19 @@ def test_the_window_is_bounded(num_actors: int, depth: int) -> None:
             widest = max(widest, drawn - received)
             yield task
 
-    pool = ShardPool(starter(actors.Steady), num_actors, depth=depth)
+    pool = ShardPool(starter(actors.Steady), fixed(num_actors), depth=depth)
     for _ in pool.run(counted()):
         received += 1
     pool.close()
     assert received == NUM_TASKS
-    assert widest == num_actors * depth
+    # The first actor to be ready may have made all before the others are.
+    assert depth <= widest <= num_actors * depth
 
 
 def test_a_raising_task_is_tried_again() -> None:
     """A task that fails twice succeeds at the third attempt, the others at the first, and every failure is told."""
     events: list[str] = []
-    receipts = run(ShardPool(starter(actors.Raising, 2), 2, max_attempts=3, on_event=events.append))
+    receipts = run(ShardPool(starter(actors.Raising, 2), fixed(2), max_attempts=3, on_event=events.append))
     assert attempts(receipts) == {index: 2 if index % 4 == 0 else 0 for index in range(NUM_TASKS)}
     assert len(events) == 2 * NUM_TASKS // 4
     assert "data/shard-0: attempt 1 of 3 failed: ValueError: no luck at attempt 0" in events
@@ -106,14 +108,14 @@ def test_a_raising_task_is_tried_again() -> None:
 def test_a_task_that_keeps_raising_ends_the_job() -> None:
     """After max_attempts the job ends with the task, the count and the last message."""
     with pytest.raises(JobError, match=r"data/shard-\d+: failed 2 times, .*ValueError: no luck at attempt 1"):
-        run(ShardPool(starter(actors.Raising, 99), 2, max_attempts=2))
+        run(ShardPool(starter(actors.Raising, 99), fixed(2), max_attempts=2))
 
 
 def test_hopeless_errors_end_the_job_at_once() -> None:
     """An error that no attempt can mend keeps its type and message and is not tried again."""
     events: list[str] = []
     with pytest.raises(DeterminismError, match=r"^data/shard-3: other bytes at attempt 0$"):
-        run(ShardPool(starter(actors.Hopeless), 2, max_attempts=5, on_event=events.append))
+        run(ShardPool(starter(actors.Hopeless), fixed(2), max_attempts=5, on_event=events.append))
     assert events == []
 
 
@@ -121,7 +123,7 @@ def test_hopeless_errors_end_the_job_at_once() -> None:
 def test_a_killed_actor_is_replaced(depth: int) -> None:
     """Tasks of killed actors are made by others; those that only waited in the actor's queue lose no attempt."""
     events: list[str] = []
-    pool = ShardPool(starter(actors.Dying, (0, 9)), 2, depth=depth, max_attempts=2, on_event=events.append)
+    pool = ShardPool(starter(actors.Dying, (0, 9)), fixed(2), depth=depth, max_attempts=2, on_event=events.append)
     assert attempts(run(pool)) == {index: int(index in {0, 9}) for index in range(NUM_TASKS)}
     assert sum("an actor died and is replaced" in event for event in events) == 2
 
@@ -129,44 +131,44 @@ def test_a_killed_actor_is_replaced(depth: int) -> None:
 def test_a_task_that_kills_every_actor_ends_the_job() -> None:
     """A task whose actors always die uses up its attempts and is named; the job does not go round for ever."""
     with pytest.raises(JobError, match=r"data/shard-5: failed 3 times, .*the actor that made it died"):
-        run(ShardPool(starter(actors.Dying, (5,), 99), 2, max_attempts=3))
+        run(ShardPool(starter(actors.Dying, (5,), 99), fixed(2), max_attempts=3))
 
 
 @pytest.mark.slow
 def test_actors_that_always_die_end_the_job() -> None:
     """Where every actor dies whatever it makes, the job ends long before so many attempts are used up."""
     with pytest.raises(JobError, match=r"actors died without finishing a task in between"):
-        run(ShardPool(starter(actors.Dying, tuple(range(NUM_TASKS)), 99), 2, max_attempts=1_000))
+        run(ShardPool(starter(actors.Dying, tuple(range(NUM_TASKS)), 99), fixed(2), max_attempts=1_000))
 
 
 @pytest.mark.slow
 def test_actors_that_die_when_they_start_end_the_job() -> None:
     """Actors whose process never gets as far as a task are not replaced for ever."""
     with pytest.raises(JobError, match=r"died"):
-        run(ShardPool(starter(actors.DeadFromTheStart), 1, max_attempts=1_000))
+        run(ShardPool(starter(actors.DeadFromTheStart), fixed(1), max_attempts=1_000))
 
 
 @pytest.mark.slow
 def test_a_constructor_that_raises_ends_the_job_with_its_error() -> None:
     """Where no actor can be set up, the job ends with the reason; no task is blamed."""
     with pytest.raises(JobError, match=r"5 actors died .*SourceError: cannot be set up: nothing is here;"):
-        run(ShardPool(starter(actors.BrokenFromTheStart), 2, max_attempts=1))
+        run(ShardPool(starter(actors.BrokenFromTheStart), fixed(2), max_attempts=1))
 
 
 def test_asking_an_actor() -> None:
     """`ask` gives an actor's answer, its error as it was raised, and a JobError when the actor is dead."""
-    pool = ShardPool(starter(actors.Steady), 1)
+    pool = ShardPool(starter(actors.Steady), fixed(1))
     assert pool.ask("echo", {"a": 1}) == {"a": 1}
     with pytest.raises(SourceError, match=r"^refused$"):
         pool.ask("refuse")
     pool.close()
-    broken = ShardPool(starter(actors.BrokenFromTheStart), 1)
+    broken = ShardPool(starter(actors.BrokenFromTheStart), fixed(1))
     with pytest.raises(
         JobError, match=r"died before it did anything: .*SourceError: cannot be set up: nothing is here$"
     ):
         broken.ask("echo", 1)
     broken.close()
-    dead = ShardPool(starter(actors.DeadFromTheStart), 1)
+    dead = ShardPool(starter(actors.DeadFromTheStart), fixed(1))
     with pytest.raises(JobError, match="died before it did anything"):
         dead.ask("echo", 1)
     dead.close()

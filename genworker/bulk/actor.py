@@ -1,0 +1,70 @@
+"""What runs in each Ray actor: one set-up, then task after task, several at once in threads.
+
+In: tasks. Out: receipts. The bundle comes through Ray's object store, which holds it once per node however many actors the
+node has; no image ever goes there.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from genworker import cluster
+from genworker.bulk.request import GenerateSpec, calibrated
+from genworker.bulk.shard import ShardMaker
+from genworker.device import pick_device
+from genworker.stores import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from genworker.bulk.plan import Task
+    from genworker.bulk.records import Receipt
+    from genworker.bundle import Bundle
+    from genworker.sampling.calibration import Calibration
+
+# One computes while another is on its way to the store; beside a GPU a third is being encoded.
+_TASKS_ON_CPU, _TASKS_ON_GPU = 2, 3
+
+
+class ShardActor:
+    """A plain class, so that it is tested without Ray. Its methods run in several threads."""
+
+    def __init__(self, out: str, bundle: Bundle, *, use_gpu: bool, num_cpus: int = 1) -> None:
+        self._store = open_store(out)
+        self._bundle: Bundle | None = bundle
+        self._device = pick_device(use_gpu=use_gpu)
+        self._num_cpus = num_cpus
+        self._maker: ShardMaker | None = None
+        self._setting_up = threading.Lock()
+
+    def calibrate(self, spec: GenerateSpec, num_actors: int) -> Calibration:
+        """The numerics of this actor's kind of machine, for a new plan."""
+        assert self._bundle is not None, "calibrates before it makes shards"
+        return calibrated(spec, self._bundle, self._device, num_actors)
+
+    def make(self, task: Task, attempt: int) -> Receipt:
+        """Make and commit one shard."""
+        with self._setting_up:
+            if self._maker is None:
+                self._maker = ShardMaker(self._store, self._device, self._num_cpus, self._bundle)
+                self._bundle = None  # its networks are built
+        return self._maker.make(task, attempt)
+
+
+def tasks_at_once(spec: GenerateSpec) -> int:
+    """How many tasks an actor has in its threads."""
+    return _TASKS_ON_GPU if spec.use_gpu else _TASKS_ON_CPU
+
+
+def resources(spec: GenerateSpec) -> dict[str, Any]:
+    """Ray options of one actor."""
+    return cluster.actor_options(num_cpus=spec.cpus_per_actor, num_gpus=spec.gpus_per_actor if spec.use_gpu else 0)
+
+
+def starter(spec: GenerateSpec, url: str, bundle: ray.ObjectRef) -> Callable[[], Any]:
+    """A function that starts one actor. ``url`` is absolute, because actors have other working directories."""
+    remote = ray.remote(ShardActor).options(**resources(spec), max_concurrency=tasks_at_once(spec))
+    return lambda: remote.remote(url, bundle, use_gpu=spec.use_gpu, num_cpus=spec.cpus_per_actor)

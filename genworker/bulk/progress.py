@@ -1,0 +1,93 @@
+"""How far a job is, from its receipts: what displays show and logs hold.
+
+In: receipts and events. Out: `Progress`, at every one of them. It prints nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from genworker.bulk.plan import Plan
+from genworker.bulk.records import Receipt
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is. ``event`` is a line about something that went wrong and was dealt with, or empty."""
+
+    num_shards: int
+    num_done: int
+    samples_done: int
+    bytes_done: int
+    samples_made: int
+    making_seconds: float
+    event: str = ""
+    plan_id: str = ""
+    num_samples: int = 0
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of this run."""
+        return self.samples_made / self.making_seconds if self.making_seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the present rate; None while there is none."""
+        rate = self.samples_per_second
+        return (self.num_samples - self.samples_done) / rate if rate > 0 else None
+
+
+class Reporter:
+    """Turns receipts and events into `Progress`."""
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self._started = time.monotonic()
+        self.samples_made = self.shards_made = 0
+        self.plan: Plan | None = None
+        self._plan_id = ""
+        self._on_progress = on_progress
+        self._done = self._samples = self._bytes = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the first task could be given out."""
+        return time.monotonic() - self._started
+
+    @property
+    def progress(self) -> Progress:
+        """How far the job is now."""
+        plan = self.plan
+        return Progress(
+            num_shards=plan.num_shards if plan else 0,
+            num_done=self._done,
+            samples_done=self._samples,
+            bytes_done=self._bytes,
+            samples_made=self.samples_made,
+            making_seconds=self.seconds,
+            plan_id=self._plan_id,
+            num_samples=plan.num_samples if plan else 0,
+        )
+
+    def begin(self, plan: Plan, receipts: Mapping[int, Receipt]) -> None:
+        """Start the clock, with what earlier runs have made."""
+        self._started = time.monotonic()
+        self.plan, self._plan_id, self._done = plan, plan.plan_id, len(receipts)
+        self._samples = sum(receipt.num_samples for receipt in receipts.values())
+        self._bytes = sum(receipt.num_bytes for receipt in receipts.values())
+        self._on_progress(self.progress)
+
+    def made(self, receipt: Receipt) -> None:
+        """Count a shard of this run."""
+        self.samples_made += receipt.num_samples
+        self.shards_made += 1
+        self._done += 1
+        self._samples += receipt.num_samples
+        self._bytes += receipt.num_bytes
+        self._on_progress(self.progress)
+
+    def event(self, text: str) -> None:
+        """Tell of something that went wrong and was dealt with."""
+        self._on_progress(dataclasses.replace(self.progress, event=text))
