@@ -20,20 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 from botocore import exceptions as boto
 
-from genworker.errors import ObjectExistsError, ObjectMissingError, UsageError
+from genworker.errors import ObjectExistsError, ObjectMissingError, StoreError, UsageError
 from genworker.stores.base import ObjectInfo
 from genworker.stores.keys import check_key, check_range, is_key
 from genworker.stores.s3_client import endpoint_of, make_client
-from genworker.stores.s3_errors import BOTO_ERRORS, code_of, explain, status_of
+from genworker.stores.s3_errors import BOTO_ERRORS, PUT_AGAIN, code_of, explain, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
 MAX_OBJECT_BYTES = 5 * 1024**3  # the limit of one PUT
-ATTEMPTS = 5  # of what the SDK does not retry: a lost race between two puts, a reply that breaks off in its body
+ATTEMPTS = 5  # of what the SDK does not retry: puts that lost a race or arrived damaged, and bodies that did
 BACKOFF_SECONDS = 0.1
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
@@ -104,7 +104,7 @@ class S3Store:
         if create:
             request["IfNoneMatch"] = "*"
         with self._edge("put", key):
-            reply = self._put(request)
+            reply = self._put(self._connect(), request)
         modified = _time_of(reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
         return ObjectInfo(key, len(data), modified, digest.hexdigest())
 
@@ -148,35 +148,44 @@ class S3Store:
         with contextlib.suppress(ObjectMissingError), self._edge("delete", key):
             self._connect().delete_object(Bucket=self._bucket, Key=name)
 
-    def _put(self, request: dict[str, Any]) -> Any:
-        client = self._connect()
+    def _put(self, client: S3Client, request: dict[str, Any]) -> Any:
         for attempt in range(ATTEMPTS):
             try:
                 return client.put_object(**request)
             except boto.ClientError as err:
-                # Another put or delete of this key was in flight; which one won is known only by asking again.
-                if code_of(err) not in {"ConditionalRequestConflict", "NoSuchKey"} or attempt == ATTEMPTS - 1:
+                if code_of(err) not in PUT_AGAIN or attempt == ATTEMPTS - 1:
                     raise
             _back_off(attempt)
         raise AssertionError("unreachable")
 
     def _get(self, request: dict[str, Any]) -> bytes:
         client = self._connect()
+        before = None
         for attempt in range(ATTEMPTS):
             try:
-                body = client.get_object(**request)["Body"]
+                reply = client.get_object(**request)
             except boto.ClientError as err:
                 if status_of(err) == 416:  # the range begins at or past the end
                     return b""
                 raise
             try:
-                with contextlib.closing(body):
-                    return body.read()
+                with contextlib.closing(reply["Body"]) as body:
+                    data = body.read()
             except _BROKEN_OFF:
                 if attempt == ATTEMPTS - 1:
                     raise
+            else:
+                stored = None if "Range" in request else _digest_of(reply)
+                seen = hashlib.sha256(data).hexdigest() if stored else None
+                # What comes twice is what is stored, and whether that is right is for its readers to say.
+                if seen in {stored, before}:
+                    return data
+                before = seen
             _back_off(attempt)
-        raise AssertionError("unreachable")
+        raise StoreError(
+            f"get {request['Key']!r} in s3://{self._bucket} at {endpoint_of(client)}: {ATTEMPTS} replies, none with the "
+            "content that was put; something on the way changes bytes: use https, or find out what it is"
+        )
 
     def _head(self, key: str) -> HeadObjectOutputTypeDef:
         request: dict[str, Any] = {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
@@ -197,8 +206,8 @@ class S3Store:
         request: dict[str, Any] = {"Bucket": self._bucket, "Key": self._prefix + key, "Body": b"", "IfNoneMatch": "*"}
         with self._edge("probe", key):
             try:
-                client.put_object(**request)
-                client.put_object(**request)
+                self._put(client, request)
+                self._put(client, request)
                 honoured = False
             except boto.ClientError as err:
                 if status_of(err) not in {412, 501}:
@@ -221,7 +230,7 @@ class S3Store:
     def _edge(self, action: str, key: str) -> Iterator[None]:
         try:
             yield
-        except BOTO_ERRORS as err:
+        except (*BOTO_ERRORS, ValueError) as err:  # ValueError: botocore's, for a time or a number that is none
             what = f"{action} {key!r} in {self.url}" if key else f"{action} {self.url}"
             endpoint = endpoint_of(self._client[1]) if self._client else "S3"
             raise explain(err, what=what, endpoint=endpoint) from err
@@ -231,7 +240,7 @@ def _back_off(attempt: int) -> None:
     time.sleep(BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311 - spreads writers, guards nothing
 
 
-def _digest_of(reply: HeadObjectOutputTypeDef) -> str | None:
+def _digest_of(reply: HeadObjectOutputTypeDef | GetObjectOutputTypeDef) -> str | None:
     """SHA-256 (hex) of the whole object if the server has it; that of a multipart object is taken over its parts."""
     checksum = reply.get("ChecksumSHA256", "")
     if checksum and "-" not in checksum and reply.get("ChecksumType") != "COMPOSITE":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from genworker.errors import (
     GenworkerError,
@@ -20,7 +21,19 @@ from genworker.errors import (
     UsageError,
 )
 
-BOTO_ERRORS = (boto.BotoCoreError, boto.ClientError)
+# The parser's own is no BotoCoreError: it comes where a reply that should be XML is damaged, or is some gateway's page.
+BOTO_ERRORS = (boto.BotoCoreError, boto.ClientError, ResponseParserError)
+
+# Codes of a put that is sent again, which the SDK does not do: another put or delete of the key was in flight, and which one
+# won is known only by asking again; or what arrived is not what was sent.
+PUT_AGAIN = {
+    "ConditionalRequestConflict",
+    "NoSuchKey",
+    "BadDigest",
+    "IncompleteBody",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
 
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that they belong to this endpoint"
 _RENEW = "get new credentials (sign in again, or renew AWS_SESSION_TOKEN), then run the same command again"

@@ -146,6 +146,12 @@ def test_a_lost_reply_to_the_probe_is_understood(script: Script) -> None:
     assert S3Store("s3://bucket").conditional is True
 
 
+def test_a_probe_is_as_patient_as_a_put(script: Script) -> None:
+    """What a put is sent again for does not decide whether the server has conditions, nor does it end the job."""
+    script.replies = [Reply(409, "ConditionalRequestConflict"), OK, Reply(400, "BadDigest"), TAKEN, Reply(204)]
+    assert S3Store("s3://bucket").conditional is True
+
+
 def test_a_server_without_the_condition_is_not_conditional(script: Script) -> None:
     """501 to the condition means False, found out once per store."""
     script.replies = [Reply(501, "NotImplemented"), Reply(204), Reply(404), Reply(404, "NoSuchKey"), OK]
@@ -187,6 +193,57 @@ def test_a_body_that_always_breaks_off_is_an_error(script: Script) -> None:
     script.replies = [Reply(200, body=b"0123", missing=6)] * ATTEMPTS
     with pytest.raises(StoreError, match="get 'key' in s3://bucket at http"):
         S3Store("s3://bucket").get("key")
+
+
+def test_an_upload_that_was_damaged_is_sent_again(script: Script) -> None:
+    """The SDK gives up on a wrong checksum; the bytes here are right, so they are sent again."""
+    script.replies = [Reply(400, "BadDigest"), Reply(400, "IncompleteBody"), OK]
+    S3Store("s3://bucket").put("key", b"x", overwrite=True)
+    script.replies = [Reply(400, "XAmzContentSHA256Mismatch")] * ATTEMPTS
+    with pytest.raises(StoreError, match="XAmzContentSHA256Mismatch") as caught:
+        S3Store("s3://bucket").put("key", b"x", overwrite=True)
+    assert type(caught.value) is StoreError
+
+
+def with_digest(body: bytes, of: bytes) -> Reply:
+    """A reply whose metadata names the digest of what was put."""
+    return Reply(200, body=body, headers={"x-amz-meta-sha256": hashlib.sha256(of).hexdigest()})
+
+
+def test_a_body_that_was_damaged_is_read_again(script: Script) -> None:
+    """A whole object is compared with the digest that was put with it; parts of it cannot be."""
+    script.replies = [with_digest(b"012x", of=b"0123"), with_digest(b"0123", of=b"0123")]
+    assert S3Store("s3://bucket").get("key") == b"0123"
+    script.replies = [with_digest(b"12", of=b"0123")]
+    assert S3Store("s3://bucket").get("key", start=1, length=2) == b"12"
+
+
+def test_what_is_stored_wrongly_is_returned(script: Script) -> None:
+    """Twice the same bytes are what is stored; whether that is right is for its readers to say, who name the shard."""
+    script.replies = [with_digest(b"012x", of=b"0123")] * 2
+    assert S3Store("s3://bucket").get("key") == b"012x"
+
+
+def test_a_body_that_is_always_another_is_an_error(script: Script) -> None:
+    """Bytes that change on the way are never taken for an object."""
+    script.replies = [with_digest(b"%d" % number, of=b"0123") for number in range(ATTEMPTS)]
+    with pytest.raises(StoreError, match=r"'key' in s3://bucket at http.*none with the content that was put"):
+        S3Store("s3://bucket").get("key")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>a gateway's page",
+        b"<ListBucketResult><Contents><Key>a</Key><Size>1</Size><LastModified>x</LastModified></Contents></ListBucketResult>",
+        b"<ListBucketResult><Contents><Key>a</Key><Size>1x</Size></Contents></ListBucketResult>",
+    ],
+)
+def test_a_damaged_listing_is_an_error(script: Script, body: bytes) -> None:
+    """A listing that cannot be read is our error, which names the bucket, and not one of some parser."""
+    script.replies = [Reply(200, body=body)]
+    with pytest.raises(StoreError, match="list s3://bucket at http"):
+        list(S3Store("s3://bucket").list())
 
 
 @pytest.mark.parametrize(
