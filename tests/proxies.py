@@ -1,18 +1,23 @@
-"""A TCP proxy that tests put before a server, to take it away in the middle of a request and give it back.
+"""Proxies that tests put before a server: one that goes away and comes back, one that does harm to single requests.
 
-In: the address of a server. Out: an address that behaves like it, until `stop`; after `start` it is there again, at the same
-port. It looks at no byte that it passes on.
+`Proxy` passes bytes on without looking at them, until `stop`; after `start` it is there again, at the same port. `FaultProxy`
+reads each HTTP request and asks a schedule what is to go wrong with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import threading
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 _PIECE = 2**16
@@ -106,3 +111,171 @@ class Proxy:
                 return False
             self.cut_after = None
             return True
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a schedule is told of a request: how many came before, what it asks, and whether it is a conditional put."""
+
+    number: int
+    method: str
+    path: str
+    conditional: bool = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong with one request.
+
+    ``reply``: the server is not asked, and ``status`` and ``code`` are answered. ``reset``: the connection is closed before the
+    request is passed on. ``lost``: the request is carried out and its reply is not sent. ``cut``: half of the reply's body is
+    sent. ``flip``: one bit of the reply's body is turned. ``stall``: nothing is answered for ``seconds``, and the request
+    is not carried out. ``late``: the same, but it is carried out then, when the client has long gone on without it.
+    ``call``: ``before`` is called, then the request is passed on, ``after`` is called, and the reply is sent.
+    """
+
+    kind: Literal["reply", "reset", "lost", "cut", "flip", "stall", "late", "call"]
+    status: int = 0
+    code: str = ""
+    seconds: float = 0.0
+    before: Callable[[], None] = lambda: None
+    after: Callable[[], None] = lambda: None
+
+
+class FaultProxy:
+    """An HTTP proxy that asks ``schedule`` about every request.
+
+    Attributes:
+        url: where clients reach it.
+        num_requests: how many there were.
+        faults: what was done to which of them.
+    """
+
+    def __init__(self, endpoint: str, schedule: Callable[[Request], Fault | None]) -> None:
+        parts = urlsplit(endpoint)
+        self._upstream = (str(parts.hostname), int(parts.port or 80))
+        self._schedule = schedule
+        self._lock = threading.Lock()
+        self._quiet = threading.Condition()
+        self._busy = 0
+        self.num_requests = 0
+        self.faults: list[tuple[Request, Fault]] = []
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = 60
+
+            def answer(self) -> None:
+                with proxy._quiet:
+                    proxy._busy += 1
+                try:
+                    proxy._serve(self)
+                except (OSError, http.client.HTTPException):  # client or server are gone: what some faults are about
+                    self.close_connection = True
+                finally:
+                    with proxy._quiet:
+                        proxy._busy -= 1
+                        proxy._quiet.notify_all()
+
+            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815
+
+            def log_message(self, *args: Any) -> None:
+                """Keep the output of the tests clean."""
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            block_on_close = False
+            request_queue_size = 64
+
+            def handle_error(self, *args: Any) -> None:
+                """A client that was killed in the middle of a request is no news here."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def __enter__(self) -> FaultProxy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.settle()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def settle(self) -> None:
+        """Return when no request is on its way, late ones included."""
+        with self._quiet:
+            self._quiet.wait_for(lambda: not self._busy, timeout=60)
+
+    def _serve(self, client: BaseHTTPRequestHandler) -> None:
+        size = int(client.headers.get("Content-Length", 0))
+        body = client.rfile.read(size)
+        if len(body) < size:  # the client died while it sent this
+            client.close_connection = True
+            return
+        with self._lock:
+            path = unquote(urlsplit(client.path).path)
+            request = Request(self.num_requests, client.command, path, client.headers.get("If-None-Match") == "*")
+            self.num_requests += 1
+            fault = self._schedule(request)
+            if fault is not None:
+                self.faults.append((request, fault))
+        fault = fault or Fault("call")
+        if fault.kind == "reply":
+            self._reply(client, fault)
+            return
+        fault.before()
+        if fault.kind in {"stall", "late"}:
+            time.sleep(fault.seconds)
+        if fault.kind in {"reset", "stall"}:
+            client.close_connection = True
+            return
+        status, headers, content = self._forward(client, body)
+        fault.after()
+        if fault.kind in {"lost", "late"}:
+            client.close_connection = True
+            return
+        if fault.kind == "flip" and content:
+            content = (
+                content[: len(content) // 2]
+                + bytes([content[len(content) // 2] ^ 1])
+                + content[len(content) // 2 + 1 :]
+            )
+        client.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in {"connection", "transfer-encoding", "content-length"}:
+                client.send_header(name, value)
+        # A reply to HEAD tells the length of a body that it does not have.
+        told = [value for name, value in headers if name.lower() == "content-length"]
+        client.send_header("Content-Length", told[0] if client.command == "HEAD" and told else str(len(content)))
+        client.end_headers()
+        if client.command == "HEAD":
+            return
+        if fault.kind == "cut" and content:
+            content = content[: len(content) // 2]
+            client.close_connection = True
+        client.wfile.write(content)
+
+    def _forward(self, client: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection(*self._upstream, timeout=60)
+        with contextlib.closing(connection):
+            # The Host header stays the client's: it is part of what was signed.
+            connection.putrequest(client.command, client.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in client.headers.items():
+                if name.lower() not in {"connection", "expect"}:
+                    connection.putheader(name, value)
+            connection.endheaders(body)
+            reply = connection.getresponse()
+            return reply.status, reply.getheaders(), reply.read()
+
+    def _reply(self, client: BaseHTTPRequestHandler, fault: Fault) -> None:
+        content = f"<Error><Code>{fault.code}</Code><Message>injected</Message></Error>".encode()
+        client.send_response_only(fault.status)
+        client.send_header("Content-Type", "application/xml")
+        client.send_header("Content-Length", str(len(content)))
+        client.end_headers()
+        if client.command != "HEAD":
+            client.wfile.write(content)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 START_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class S3Server:
     """A running server: its address and the only credentials that it is told about."""
 
@@ -40,6 +40,14 @@ class S3Server:
     secret_key: str = field(repr=False)
     process: subprocess.Popen[bytes] = field(repr=False)
     log: Path = field(repr=False)
+    variables: dict[str, str] = field(repr=False)
+
+    def restart(self) -> None:
+        """Kill the server and start it again at the same address; what it kept in memory is lost."""
+        self.process.kill()
+        self.process.wait()
+        self.process = _start(self.process.args, self.variables, self.log)  # type: ignore[arg-type]
+        _wait_until_open(int(self.endpoint.rpartition(":")[2]), self.process, self.log)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -113,15 +121,20 @@ def _running(name: str, command: Sequence[str], options: dict[str, str], port: i
         # The variable holds a list in CSV, so the pair is quoted to stay one item.
         environment[options["auth"]] = f'"{access_key},{secret_key}"'
     log_path = folder / f"{name}.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
-        )
+    process = _start(command, environment, log_path)
+    server = S3Server(name, f"http://127.0.0.1:{port}", access_key, secret_key, process, log_path, environment)
     try:
         _wait_until_open(port, process, log_path)
-        yield S3Server(name, f"http://127.0.0.1:{port}", access_key, secret_key, process, log_path)
+        yield server
     finally:
-        stop(process)
+        stop(server.process)
+
+
+def _start(command: Sequence[str], environment: dict[str, str], log_path: Path) -> subprocess.Popen[bytes]:
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -121,6 +121,36 @@ def test_race_of_eight_has_one_winner(url: str) -> None:
     assert keys(open_store(url).list()) == ["contested"]
 
 
+def test_readers_see_one_whole_object_while_writers_replace_it(url: str) -> None:
+    """An object is one of those that were put, whole, at every moment; `head` and `get` never tell of half of one."""
+    contents = [bytes([number]) * (200_000 + number) for number in range(4)]
+    digests = {hashlib.sha256(data).hexdigest(): len(data) for data in contents}
+    store = open_store(url)
+    store.put("key", contents[0], overwrite=True)
+    writing = threading.Event()
+
+    def write(data: bytes) -> None:
+        own = open_store(url)
+        for _ in range(4):
+            own.put("key", data, overwrite=True)
+
+    def read() -> list[tuple[str | None, int]]:
+        seen: list[tuple[str | None, int]] = []
+        while not writing.is_set() or not seen:
+            data, info = store.get("key"), store.head("key")
+            seen += [(hashlib.sha256(data).hexdigest(), len(data)), (info.sha256, info.size)]
+        return seen
+
+    with ThreadPoolExecutor(6) as threads:
+        readers = [threads.submit(read) for _ in range(2)]
+        for writer in [threads.submit(write, data) for data in contents]:
+            writer.result()
+        writing.set()
+        seen = [each for reader in readers for each in reader.result()]
+    assert set(seen) <= set(digests.items())
+    assert keys(store.list()) == ["key"]
+
+
 def test_get_returns_ranges(store: Store) -> None:
     """Ranges follow slices: cut at the end, empty past it."""
     store.put("key", b"0123456789")
