@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from genworker.reading.dataset import Dataset, Sample, open_dataset
+from genworker.reading.dataset import Dataset, open_dataset
 from genworker.reading.manifest import Fault, read_manifest
+from genworker.reading.samples import Sample
 from genworker.reading.verify import verify
 
 __all__ = ["Dataset", "Fault", "Sample", "open_dataset", "read_manifest", "verify"]

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from genworker.errors import DatasetError, UsageError
 from genworker.reading.manifest import Fault, read_manifest
+from genworker.reading.samples import Sample, Samples, sample_of
 from genworker.reading.shard import naming, open_shard
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from genworker.bulk.plan import Plan
     from genworker.bulk.records import Manifest
     from genworker.formats.base import ShardReader
-    from genworker.reading.torch_stream import TorchStream
-    from genworker.schema import Float32Array, ImageSchema, Pixels, SampleBatch
+    from genworker.schema import SampleBatch
     from genworker.stores.base import Store
 
 # Random access jumps between neighbours and a few hot shards; each open one is held in memory as it is stored.
@@ -34,26 +33,7 @@ OnBadShard = Literal["raise", "skip"]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One sample.
-
-    Attributes:
-        index: its position in the dataset.
-        pixels: uint8 [H, W, C].
-        label: in [0, num_classes), or None where the dataset stores none.
-        latents: float32 [latent_dim], or None where the dataset stores none.
-        score: the discriminator's, or None where the dataset stores none.
-    """
-
-    index: int
-    pixels: Pixels
-    label: int | None
-    latents: Float32Array | None = None
-    score: float | None = None
-
-
-class Dataset:
+class Dataset(Samples):
     """A finished dataset; made by `open_dataset`. It can be pickled, for the workers of a torch DataLoader.
 
     Attributes:
@@ -80,79 +60,10 @@ class Dataset:
         """What the dataset was made by."""
         return self.manifest.plan
 
-    @property
-    def schema(self) -> ImageSchema:
-        """The shape of every image, and the classes where labels are stored."""
-        return self.manifest.plan.stored_schema
-
     def __repr__(self) -> str:
         return (
             f"<Dataset {self.url}: {len(self)} samples, {self.schema.describe()}, {len(self.manifest.shards)} shards>"
         )
-
-    def __len__(self) -> int:
-        return self.manifest.num_samples
-
-    def __iter__(self) -> Iterator[Sample]:
-        """Yield all samples in order; raises DatasetError as `batches` does."""
-        for batch in self.batches():
-            for position in range(len(batch)):
-                yield _sample(batch, position)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return one sample; negative indices count from the end.
-
-        The first sample of a shard costs the transfer of the shard; the last few shards stay open.
-
-        Raises:
-            IndexError: outside [-len, len).
-            DatasetError: its shard is missing, damaged, or differs from the manifest.
-        """
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"sample {index}: the dataset has {len(self)}")
-        shard_index = self.plan.shard_of(position)
-        task = self.plan.task(shard_index)
-        reader = self._reader(shard_index)
-        with naming(self._store, task.key):
-            return _sample(reader.read_row(position - task.first_index), 0)
-
-    def batches(self, shards: Iterable[int] | None = None) -> Iterator[SampleBatch]:
-        """Yield samples in order, in batches of whatever size the shards' format gives.
-
-        Args:
-            shards: indices of the shards to read, in that order; all by default. For readers that share the work.
-
-        Raises:
-            DatasetError: a shard is missing, damaged, or differs from the manifest.
-        """
-        for shard_index in range(len(self.manifest.shards)) if shards is None else shards:
-            yield from self._rows(shard_index, 0, self.manifest.shards[shard_index].num_samples)
-
-    def read(self, first: int, stop: int) -> Iterator[SampleBatch]:
-        """Yield samples [first, stop) in order, in batches of whatever size the shards' format gives.
-
-        Raises:
-            IndexError: the range reaches outside [0, len].
-            DatasetError: a shard is missing, damaged, or differs from the manifest.
-        """
-        if not 0 <= first <= stop <= len(self):
-            raise IndexError(f"samples [{first}, {stop}): the dataset has {len(self)}")
-        while first < stop:
-            task = self.plan.task(self.plan.shard_of(first))
-            end = min(stop, task.first_index + task.num_samples)
-            yield from self._rows(task.shard_index, first - task.first_index, end - task.first_index)
-            first = end
-
-    def to_torch(self, *, rank: int = 0, world_size: int = 1) -> TorchStream:
-        """A torch `IterableDataset` of the samples of one rank; see `genworker.reading.torch_stream.TorchStream`.
-
-        Raises:
-            UsageError: ``rank`` is not in [0, world_size).
-        """
-        from genworker.reading.torch_stream import TorchStream
-
-        return TorchStream(self, rank=rank, world_size=world_size)
 
     def to_arrow(self) -> Any:
         """A `pyarrow.dataset.Dataset` of the stored columns, over the manifest's shards and no others.
@@ -194,6 +105,13 @@ class Dataset:
             first += len(batch)
             yield batch
 
+    def _one(self, index: int) -> Sample:
+        """The first sample of a shard costs the transfer of the shard; the last few shards stay open."""
+        task = self.plan.task(self.plan.shard_of(index))
+        reader = self._reader(task.shard_index)
+        with naming(self._store, task.key):
+            return sample_of(reader.read_row(index - task.first_index), 0)
+
     def _skip(self, key: str, err: DatasetError) -> None:
         """Note a bad shard and go on, or raise."""
         if self._on_bad_shard == "raise":
@@ -234,13 +152,3 @@ def open_dataset(url: str, *, verify: bool = True, on_bad_shard: OnBadShard = "r
     """
     store = open_store(url)
     return Dataset(store, read_manifest(store), verify=verify, on_bad_shard=on_bad_shard)
-
-
-def _sample(batch: SampleBatch, position: int) -> Sample:
-    return Sample(
-        index=int(batch.sample_index[position]),
-        pixels=batch.pixels[position],
-        label=None if batch.labels is None else int(batch.labels[position]),
-        latents=None if batch.latents is None else batch.latents[position],
-        score=None if batch.scores is None else float(batch.scores[position]),
-    )

@@ -1,7 +1,7 @@
 """A dataset as a torch `IterableDataset`: each sample goes to one rank and one DataLoader worker, and a state resumes it.
 
-In: a `Dataset`, this process's rank. Out: samples with tensors. A state holds what a reader has yet to give, as ranges of
-sample indices; so states of all readers together can be shared out anew among any other number of them.
+In: a dataset, stored or not, this process's rank. Out: samples with tensors. A state holds what a reader has yet to give, as
+ranges of sample indices; so states of all readers together can be shared out anew among any other number of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from genworker.reading import spans as ranges
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from genworker.reading.dataset import Dataset
+    from genworker.reading.samples import Samples
 
 State = dict[str, Any]
 
@@ -38,7 +38,7 @@ class TorchStream(IterableDataset[dict[str, Any]]):
     prefetched. (Without that, the main process cannot know that a loaded state was used, and every pass begins there.)
     """
 
-    def __init__(self, dataset: Dataset, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, dataset: Samples, *, rank: int = 0, world_size: int = 1) -> None:
         if not 0 <= rank < world_size:
             raise UsageError(f"rank {rank}: it must be in [0, world_size), and world_size is {world_size}")
         self.dataset = dataset

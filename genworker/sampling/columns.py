@@ -1,8 +1,8 @@
 """The optional columns of generated samples: what the engine makes, completed to what a plan stores.
 
 In: a bundle, a plan, batches of the engine. Out: the same batches with latents and scores, and without labels, where the plan
-says so. Scores are of the stored pixels, in float32, and computed on the grid of the engine's micro-batches, so that they too
-depend on the sample's index alone.
+says so. Scores are of the pixels before a lossy codec, in float32, and computed on the grid of the engine's micro-batches, so
+that they too depend on the sample's index alone.
 """
 
 from __future__ import annotations

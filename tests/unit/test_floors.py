@@ -85,6 +85,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.progress",
         "bulk.summary",
         "bulk.request",
+        "bulk.virtual",
     ),
     5: (
         "training.trainer",
@@ -104,6 +105,8 @@ DOORS = {("formats", "codecs"), ("sources", "stores")}
 # Packages whose __init__ holds a docstring and nothing else, because they span several floors.
 HALLS = {"bulk", "training"}
 RAY_FLOOR = 5
+# Adapters to Ray's own libraries, which import them when they are called.
+RAY_ADAPTERS = {"reading.ray_data"}
 UNSAFE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "torch.load"}
 HEAVY = (
     "torch",
@@ -277,11 +280,13 @@ def test_packages_of_floor_two_keep_to_themselves() -> None:
 
 
 def test_only_floor_five_imports_ray() -> None:
-    """Ray is known to the trainer, the pool, the job and the cluster, and to nobody else."""
+    """Ray is known to the trainer, the pool, the job and the cluster, and to adapters in their functions."""
     wrong = [
         str(entry)
         for entry in all_imports()
-        if entry.target.split(".")[0] == "ray" and floor_of(entry.module) != RAY_FLOOR
+        if entry.target.split(".")[0] == "ray"
+        and floor_of(entry.module) != RAY_FLOOR
+        and not (entry.module in RAY_ADAPTERS and entry.lazy)
     ]
     assert not wrong, "\n".join(wrong)
 

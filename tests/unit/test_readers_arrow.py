@@ -97,3 +97,27 @@ def test_raw_pixels_are_plain_binary_everywhere(tmp_path: Path) -> None:
     for images in (from_duckdb, from_polars, from_pandas):
         pixels = np.frombuffer(b"".join(images), np.uint8).reshape(NUM, *fake.SCHEMA.pixel_shape)
         np.testing.assert_array_equal(pixels, expected)
+
+
+def test_latents_and_scores_are_lists_and_numbers_everywhere(tmp_path: Path) -> None:
+    """pyarrow, pandas, Polars and DuckDB see latents as lists of float32 and scores as float32, and can filter by score."""
+    plan = fake.make_plan(num_samples=NUM, columns=("label", "latents", "score"))
+    fake.publish(str(tmp_path), plan)
+    expected = fake.samples_of(fake.SCHEMA, np.arange(NUM), plan.extras)
+    pattern = str(tmp_path / DATA_PREFIX / "*.parquet")
+    table = ds.dataset(tmp_path / DATA_PREFIX, format="parquet").to_table().sort_by("sample_index")
+    frame = pl.scan_parquet(pattern).sort("sample_index").collect()
+    pandas = pd.read_parquet(tmp_path / DATA_PREFIX).sort_values("sample_index")
+    with duckdb.connect() as connection:
+        query = f"SELECT latents, score FROM read_parquet('{pattern}') ORDER BY sample_index"  # noqa: S608  our own path
+        rows = connection.execute(query).fetchall()
+        best = connection.execute(query.replace("ORDER BY", "WHERE score > -2 ORDER BY")).fetchall()
+    for latents, scores in (
+        (table["latents"].to_pylist(), table["score"].to_pylist()),
+        (frame["latents"].to_list(), frame["score"].to_list()),
+        (pandas["latents"].tolist(), pandas["score"].tolist()),
+        ([row[0] for row in rows], [row[1] for row in rows]),
+    ):
+        np.testing.assert_array_equal(np.array(latents, np.float32), expected.latents)
+        np.testing.assert_array_equal(np.array(scores, np.float32), expected.scores)
+    assert len(best) == 6

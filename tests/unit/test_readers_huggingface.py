@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PRELUDE = """
 import sys
 import numpy as np
-from datasets import ClassLabel, Image, Value, load_dataset
+from datasets import ClassLabel, Image, List, Value, load_dataset
 from PIL.Image import Image as PilImage
 from tests.fakes import dataset as fake
 rows = load_dataset(sys.argv[1], **{options})
@@ -79,14 +79,19 @@ assert len(rows["train"][0]["image"]) == 16
 
 
 def test_unlabelled_data_loads_without_a_label_column(tmp_path: Path) -> None:
-    """A dataset without classes has indices and images alone."""
+    """A dataset without classes has no label; latents are lists of floats, scores floats."""
     folder = tmp_path / "set"
-    fake.publish(str(folder), fake.make_plan(schema=ImageSchema(channels=1, height=4, width=4)))
+    schema = ImageSchema(channels=1, height=4, width=4)
+    fake.publish(str(folder), fake.make_plan(schema=schema, columns=("latents", "score")))
     run(
         folder,
         tmp_path / "cache",
         """
-assert rows["train"].features == {"sample_index": Value("int64"), "image": Image()}
+assert rows["train"].features == {
+    "sample_index": Value("int64"), "image": Image(), "latents": List(Value("float32")), "score": Value("float32")
+}
+assert rows["train"][3]["latents"] == [np.float32(3 + k / 7) for k in range(6)]
+assert rows["train"][3]["score"] == -1.0
 assert rows["train"][3]["image"].mode == "L"
 """,
     )

@@ -96,6 +96,24 @@ def test_webdataset_sees_every_sample_once(folder: Path) -> None:
         np.testing.assert_array_equal(row["png"], pixels)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_webdataset_decodes_latents_and_scores(tmp_path: Path) -> None:
+    """The webdataset library's own decoders give latents as arrays and scores as JSON."""
+    import webdataset as wds
+
+    plan = fake.make_plan(format="webdataset", columns=("label", "latents", "score"))
+    fake.publish(str(tmp_path), plan)
+    rows = list(wds.WebDataset(str(tmp_path / plan.shard_key(1)), shardshuffle=False).decode("rgb8"))
+    gc.collect()
+    expected = fake.samples_of(fake.SCHEMA, np.arange(15, 30), plan.extras)
+    assert expected.latents is not None
+    assert expected.scores is not None
+    for row, latents, score in zip(rows, expected.latents, expected.scores, strict=True):
+        assert {key for key in row if not key.startswith("__")} == {"png", "cls", "latents.npy", "json"}
+        np.testing.assert_array_equal(row["latents.npy"], latents)
+        assert np.float32(row["json"]["score"]) == score
+
+
 @pytest.mark.parametrize(("codec", "field", "streaming"), [("png", "png", True), ("jpeg", "jpg", False)])
 def test_hugging_face_sees_every_sample_once(tmp_path: Path, codec: str, field: str, streaming: bool) -> None:
     """load_dataset(folder) picks its webdataset builder by itself and gives pictures and labels, without a network."""

@@ -1,0 +1,100 @@
+"""A dataset that nobody stores: a bundle and a plan, evaluated as they are read.
+
+In: a bundle, a plan. Out: the samples that `generate` would store for that plan, lossy codecs included, through the same
+interface as a stored dataset's. It writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genworker import codecs
+from genworker.device import pick_device
+from genworker.reading.samples import Sample, Samples, sample_of
+from genworker.sampling.columns import StoredColumns
+from genworker.sampling.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from genworker.bulk.plan import Plan
+    from genworker.bundle import Bundle
+    from genworker.schema import SampleBatch
+
+# Random access jumps between neighbours; a micro-batch is evaluated whole for any one of its samples.
+_MAX_KEPT = 8
+
+
+class VirtualDataset(Samples):
+    """The samples of a plan, made when they are asked for; see `genworker.reading.samples.Samples`.
+
+    Args:
+        bundle: that the plan was made for, with its scorer where the plan has scores.
+        plan: what to evaluate.
+        url: of the bundle, for messages.
+        use_gpu: evaluate on the GPU.
+
+    Raises:
+        BundleError: the bundle is not the plan's.
+        DeterminismError: the plan was made for another kind of machine, whose samples this one cannot make.
+    """
+
+    def __init__(self, bundle: Bundle, plan: Plan, *, url: str, use_gpu: bool = False) -> None:
+        self.url = url
+        self._bundle = bundle
+        self._plan = plan
+        self._use_gpu = use_gpu
+        codec = codecs.make(plan.codec, plan.image_schema)
+        self._codec = None if codec.lossless else codec
+        self._maker: tuple[Engine, StoredColumns] | None = None
+        self._kept: OrderedDict[int, SampleBatch] = OrderedDict()
+        self._make()
+
+    @property
+    def plan(self) -> Plan:
+        """What the samples are made by."""
+        return self._plan
+
+    def __repr__(self) -> str:
+        return f"<VirtualDataset of {self.url}: {len(self)} samples, {self.schema.describe()}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maker": None, "_kept": OrderedDict()}
+
+    def _make(self) -> tuple[Engine, StoredColumns]:
+        if self._maker is None:
+            device = pick_device(use_gpu=self._use_gpu)
+            self._maker = Engine(self._bundle, self._plan, device), StoredColumns(self._bundle, self._plan, device)
+        return self._maker
+
+    def _rows(self, shard_index: int, first: int, stop: int) -> Iterator[SampleBatch]:
+        before = self._plan.task(shard_index).first_index
+        return self._samples(before + first, stop - first)
+
+    def _samples(self, first: int, count: int) -> Iterator[SampleBatch]:
+        engine, columns = self._make()
+        for batch in engine.batches(first, count):
+            yield self._as_stored(columns.complete(batch))
+
+    def _one(self, index: int) -> Sample:
+        size = self._plan.numerics.micro_batch
+        block = index // size
+        if block in self._kept:
+            self._kept.move_to_end(block)
+        else:
+            first = block * size
+            (self._kept[block],) = self._samples(first, min(size, len(self) - first))
+            if len(self._kept) > _MAX_KEPT:
+                self._kept.popitem(last=False)
+        return sample_of(self._kept[block], index - block * size)
+
+    def _as_stored(self, batch: SampleBatch) -> SampleBatch:
+        if self._codec is None:
+            return batch
+        return replace(
+            batch, pixels=np.stack([self._codec.decode(self._codec.encode(image)) for image in batch.pixels])
+        )
