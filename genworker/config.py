@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,6 +25,9 @@ class Spec(BaseModel):
     """Base of all specs: immutable, and a key that nobody defined is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    presets: ClassVar[str] = ""
+    """The folder below jobs/specs where shipped specs of this class lie."""
 
     def canonical(self) -> str:
         """The spec as JSON with sorted keys and no spaces: equal specs give equal text."""
@@ -61,36 +64,44 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def preset_path(name: str) -> Path | None:
+def preset_path(name: str, kind: str = "") -> Path | None:
     """The shipped spec called ``name`` (without ``.yaml``), or None; lists come from `preset_names`."""
     for folder in _PRESET_FOLDERS:
-        if (path := folder / f"{name}.yaml").is_file():
+        if (path := folder / kind / f"{name}.yaml").is_file():
             return path
     return None
 
 
-def preset_names() -> list[str]:
-    """Names of the specs that ship with genworker."""
-    return sorted({path.stem for folder in _PRESET_FOLDERS for path in folder.glob("*.yaml")})
+def preset_names(kind: str = "") -> list[str]:
+    """Names of the specs that ship with genworker: those to train with, or those of ``kind``, a folder below them."""
+    return sorted({path.stem for folder in _PRESET_FOLDERS for path in (folder / kind).glob("*.yaml")})
 
 
 # Installed, the specs of jobs/specs lie inside the package; in a checkout they are read where they are edited.
 _PRESET_FOLDERS = (Path(__file__).parent / "presets", Path(__file__).parent.parent / "jobs" / "specs")
 
 
-def load_spec(cls: type[SpecT], path_or_preset: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> SpecT:
+def load_spec(
+    cls: type[SpecT],
+    path_or_preset: str,
+    overrides: Sequence[str],
+    flags: Mapping[str, Any],
+    fill_in: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> SpecT:
     """Read a YAML file (or a shipped preset, by name), apply ``key.path=value`` overrides, then flags that are not None.
+
+    ``fill_in`` is given all values before they are checked, and returns those to check.
 
     Raises:
         UsageError: there is no such file or preset, it is not YAML, or a key or value is wrong.
     """
     path = Path(path_or_preset)
     if not path.is_file():
-        preset = preset_path(path_or_preset)
+        preset = preset_path(path_or_preset, cls.presets)
         if preset is None:
             raise UsageError(
                 f"spec {path_or_preset!r}: there is no such file, and no shipped spec has that name; "
-                f"give a YAML file or one of: {', '.join(preset_names())}"
+                f"give a YAML file or one of: {', '.join(preset_names(cls.presets))}"
             )
         path = preset
     try:
@@ -113,7 +124,7 @@ def load_spec(cls: type[SpecT], path_or_preset: str, overrides: Sequence[str], f
     for key, value in flags.items():
         if value is not None:
             _assign(values, key.split("."), value, key)
-    return cls.parse(values, origin=f"spec {path}")
+    return cls.parse(fill_in(values), origin=f"spec {path}")
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, origin: str) -> None:

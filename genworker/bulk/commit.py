@@ -30,6 +30,7 @@ from genworker.bulk.plan import (
     MANIFEST_KEY,
     PLAN_KEY,
     RECEIPTS_PREFIX,
+    REMOVING_KEY,
     SUCCESS_KEY,
     Plan,
     Task,
@@ -67,6 +68,16 @@ def read_plan(store: Store) -> Plan | None:
         raise PlanError(
             f"{store.url}/{PLAN_KEY}: {key}: {problem['msg']}; it was damaged or written by another version of genworker"
         ) from err
+
+
+def check_kept(store: Store) -> None:
+    """Raise PlanError when the dataset at this URL is being removed: what is added to it now would go too, or half of it."""
+    with contextlib.suppress(ObjectMissingError):
+        store.head(REMOVING_KEY)
+        raise PlanError(
+            f"{store.url}: `genworker retain` is removing this dataset, or was stopped while it did; let it end (run it "
+            "again), then run this command again, or write to another URL"
+        )
 
 
 def claim(store: Store, plan: Plan) -> None:

@@ -64,6 +64,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
     if spec.out.startswith("memory://"):
         raise UsageError(f"out {spec.out}: memory:// lives in one process and actors are others; use a folder or s3://")
     store = open_store(spec.out)
+    commit.check_kept(store)
     bundle = bundles.load(open_store(spec.bundle), with_scorer="score" in (spec.columns or ()))
     schema = sample_schema(bundle.info)
     plan = commit.read_plan(store)

@@ -20,6 +20,7 @@ from genworker.schema import Extras, ImageSchema
 
 CONTROL_PREFIX = ".genworker/"
 PLAN_KEY = CONTROL_PREFIX + "plan.json"
+REMOVING_KEY = CONTROL_PREFIX + "removing.json"
 CALIBRATION_KEY = CONTROL_PREFIX + "calibration.json"
 RECEIPTS_PREFIX = CONTROL_PREFIX + "receipts/"
 FAILURES_PREFIX = CONTROL_PREFIX + "failures/"

@@ -5,7 +5,7 @@ In: flags, a bundle's description, numerics. Out: a `Plan`, or one clear error b
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -39,6 +39,8 @@ Count = Annotated[int, Field(ge=1)]
 
 class GenerateSpec(Spec):
     """What the user asks of a bulk job."""
+
+    presets: ClassVar[str] = "generate"
 
     bundle: str = Field(description="URL of a bundle")
     out: str = Field(description="URL of the dataset to make")

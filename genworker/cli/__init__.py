@@ -14,6 +14,7 @@ from genworker.cli.evaluate import evaluate
 from genworker.cli.generate import generate
 from genworker.cli.operate import doctor, gc, status
 from genworker.cli.runs import report, runs
+from genworker.cli.schedule import backfill, catalog, retain
 from genworker.cli.train import train
 from genworker.errors import GenworkerError
 
@@ -58,7 +59,24 @@ def cli() -> None:
     """
 
 
-for command in (demo, train, runs, report, evaluate, generate, status, verify, info, show, sheet, gc, doctor):
+for command in (
+    demo,
+    train,
+    runs,
+    report,
+    evaluate,
+    generate,
+    status,
+    verify,
+    info,
+    show,
+    sheet,
+    gc,
+    doctor,
+    backfill,
+    catalog,
+    retain,
+):
     cli.add_command(command)
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from genworker import codecs, formats
+from genworker.errors import UsageError
+
+DATE = click.DateTime(["%Y-%m-%d"])
+
+
+def _was_typed(context: click.Context, key: str) -> bool:
+    return context.get_parameter_source(key) is ParameterSource.COMMANDLINE
 
 
 class _ActorRange(click.ParamType[int | tuple[int, int]]):
@@ -24,9 +33,13 @@ class _ActorRange(click.ParamType[int | tuple[int, int]]):
 
 
 @click.command()
-@click.argument("bundle")
-@click.option("--out", required=True, metavar="URL", help="The dataset to make.")
-@click.option("--num-samples", required=True, type=click.IntRange(min=1), help="Samples in all.")
+@click.argument("bundle", required=False)
+@click.option("--out", metavar="URL", help="The dataset to make.")
+@click.option("--num-samples", type=click.IntRange(min=1), help="Samples in all.")
+@click.option("--spec", "spec_file", metavar="FILE", help="A YAML file, or a shipped spec, with all that is not given.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of --spec.")
+@click.option("--date", type=DATE, help="For {{ date }} in the spec's out and seed.")
+@click.option("--run-id", metavar="NAME", help="For {{ run_id }} there.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of latents and labels.")
 @click.option("--samples-per-shard", type=click.IntRange(min=1), help="Default: by size, at least 16 shards.")
 @click.option("--labels", default="balanced", show_default=True, help="balanced, uniform, or one class number.")
@@ -100,14 +113,38 @@ class _ActorRange(click.ParamType[int | tuple[int, int]]):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a summary of the run as JSON.")
 @click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop.")
-def generate(dry_run: bool, as_json: bool, **flags: object) -> None:
+@click.pass_context
+def generate(
+    context: click.Context,
+    /,
+    *,
+    spec_file: str | None,
+    overrides: tuple[str, ...],
+    date: datetime.datetime | None,
+    run_id: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **flags: object,
+) -> None:
     """Write samples of BUNDLE as shards to --out, and publish them once all are there.
 
+    With --spec, the file says what the command line does not.
     Run the same command again to go on after anything that stopped it: only what is missing is made.
     """
     from genworker.bulk.request import GenerateSpec, resolve
 
-    spec = GenerateSpec.parse(flags, origin="generate")
+    if spec_file is None:
+        if overrides or date or run_id:
+            raise UsageError("--set, --date and --run-id fill in a spec: name one with --spec")
+        for parameter in context.command.params:
+            if parameter.name in {"bundle", "out", "num_samples"} and flags[parameter.name] is None:
+                raise click.MissingParameter(ctx=context, param=parameter)
+        spec = GenerateSpec.parse(flags, origin="generate")
+    else:
+        from genworker.bulk.schedule import load_run
+
+        typed = {key: value for key, value in flags.items() if _was_typed(context, key)}
+        spec = load_run(spec_file, overrides, typed, date=date.date() if date else None, run_id=run_id)
     if dry_run:
         plan = resolve(spec)
         text = {"plan_id": plan.plan_id, "num_shards": plan.num_shards, "plan": plan.model_dump(mode="json")}

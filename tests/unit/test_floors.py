@@ -86,6 +86,9 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.summary",
         "bulk.request",
         "bulk.virtual",
+        "bulk.schedule",
+        "bulk.catalog",
+        "bulk.retention",
     ),
     5: (
         "training.trainer",

@@ -1,0 +1,105 @@
+"""What is published below a URL: one line per dataset, from manifests and bundles alone.
+
+In: a store. Out: `Published`, in the order of the keys. It opens no shard and changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from genworker import bundle as bundles
+from genworker.bulk.plan import BUNDLE_PREFIX, MANIFEST_KEY, PLAN_KEY, SUCCESS_KEY
+from genworker.bulk.records import Manifest, Success
+from genworker.errors import BundleError, DatasetError, ObjectMissingError
+from genworker.stores.base import ObjectInfo, Store
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published dataset.
+
+    Attributes:
+        name: its place below the URL that was asked for; empty when it is that URL.
+        published: seconds since the epoch.
+        manifest_sha256: what vouches for every byte of it.
+        bundle_digest: of the model.
+        quality: metrics of the run that made the model, where its bundle tells any.
+    """
+
+    name: str
+    url: str
+    published: float
+    num_samples: int
+    num_shards: int
+    num_bytes: int
+    plan_id: str
+    manifest_sha256: str
+    bundle_digest: str
+    family: str
+    quality: dict[str, float] = field(default_factory=dict)
+
+
+def places(objects: Iterable[ObjectInfo], key: str) -> dict[str, ObjectInfo]:
+    """The places (empty, or ending with a slash) below which an object called ``key`` lies, in key order."""
+    found = {info.key.removesuffix(key): info for info in objects if info.key == key or info.key.endswith(f"/{key}")}
+    return dict(sorted(found.items()))
+
+
+def read_catalog(store: Store) -> tuple[list[Published], list[str]]:
+    """All published datasets below the store's URL, and the names of those that are not finished.
+
+    Lists everything that lies there, a thousand keys per request.
+
+    Raises:
+        DatasetError: a manifest is damaged, or is not the one that its marker vouches for.
+    """
+    objects = [info for info in store.list() if info.key.endswith((SUCCESS_KEY, PLAN_KEY))]
+    markers = places(objects, SUCCESS_KEY)
+    found = []
+    for place, marker in markers.items():
+        try:
+            found.append(_read(store, place, marker))
+        except ObjectMissingError:  # it is being removed, and its marker went after the listing
+            continue
+    unfinished = [place.rstrip("/") for place in places(objects, PLAN_KEY) if place not in markers]
+    return found, unfinished
+
+
+def _read(store: Store, place: str, marker: ObjectInfo) -> Published:
+    url = f"{store.url.rstrip('/')}/{place}".rstrip("/")
+    text = store.get(place + MANIFEST_KEY)
+    digest = hashlib.sha256(text).hexdigest()
+    try:
+        vouched = Success.model_validate_json(store.get(place + SUCCESS_KEY)).manifest_sha256
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as err:
+        raise DatasetError(f"{url}: {MANIFEST_KEY} or {SUCCESS_KEY} is damaged: {err.errors()[0]['msg']}") from err
+    if vouched != digest:
+        raise DatasetError(
+            f"{url}/{MANIFEST_KEY}: has SHA-256 {digest}, {SUCCESS_KEY} vouches for {vouched}; it was changed"
+        )
+    family, quality = "", {}
+    try:
+        info = bundles.load_info(store, place + BUNDLE_PREFIX)
+        family = info.family.name
+        quality = {name: value for name, value in info.lineage.metrics.items() if math.isfinite(value)}
+    except BundleError:
+        pass  # the dataset stands without its model; only its catalogue line is shorter
+    return Published(
+        name=place.rstrip("/"),
+        url=url,
+        published=marker.modified,
+        num_samples=manifest.num_samples,
+        num_shards=len(manifest.shards),
+        num_bytes=manifest.num_bytes,
+        plan_id=manifest.plan_id,
+        manifest_sha256=digest,
+        bundle_digest=manifest.plan.bundle_digest,
+        family=family,
+        quality=quality,
+    )

@@ -1,0 +1,91 @@
+"""Old datasets go as a whole: which ones, and their removal in an order that no reader can stumble over.
+
+    .genworker/removing.json   put first: from here on nobody adds to the dataset, and a removal that stopped is known as one
+    _SUCCESS, _manifest.json   the marker, then what it vouches for: no reader finds the dataset any more
+    everything else below it
+    .genworker/removing.json   last
+
+In: a store and how many datasets to keep. Out: the names of those removed. A removal that stops goes on with the next call.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+from genworker.bulk.catalog import places
+from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, REMOVING_KEY, SUCCESS_KEY
+from genworker.errors import DatasetError, ObjectExistsError
+from genworker.stores.base import ObjectInfo, Store
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """One dataset to remove: its place (ending with a slash) below the store's URL and what lies there."""
+
+    place: str
+    objects: tuple[ObjectInfo, ...]
+    begun: bool
+
+    @property
+    def name(self) -> str:
+        """The place without its slash."""
+        return self.place.rstrip("/")
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all objects."""
+        return sum(info.size for info in self.objects)
+
+
+def find_old(store: Store, keep: int, by: Literal["name", "age"] = "name") -> list[Doomed]:
+    """All but the ``keep`` newest published datasets, oldest first; before them those whose removal was begun.
+
+    Args:
+        store: below whose URL the datasets lie.
+        keep: how many stay.
+        by: what newest means: last by name, as dates in names sort, or published last.
+
+    Raises:
+        DatasetError: a dataset lies at the URL itself, or inside one that is to go.
+    """
+    objects = list(store.list())
+    published, begun = places(objects, SUCCESS_KEY), places(objects, REMOVING_KEY)
+    every = {**places(objects, PLAN_KEY), **published, **begun}
+    if "" in every:
+        raise DatasetError(f"{store.url}: is a dataset itself; name the URL below which the datasets of all runs lie")
+    kept = [place for place in published if place not in begun]
+    kept.sort(key=lambda place: (published[place].modified if by == "age" else 0.0, place))
+    old = [*begun, *kept[: max(0, len(kept) - keep)]]
+    for place in old:
+        inside = [other for other in every if other.startswith(place) and other != place]
+        if inside:
+            raise DatasetError(
+                f"{store.url}/{place}: holds another dataset at {inside[0]}, which would go with it; move one of them"
+            )
+    keys = [info.key for info in objects]  # in key order, so what lies below a place stands together
+
+    def below(place: str) -> tuple[ObjectInfo, ...]:
+        start = bisect.bisect_left(keys, place)
+        return tuple(itertools.takewhile(lambda info: info.key.startswith(place), objects[start:]))
+
+    return [Doomed(place, below(place), place in begun) for place in old]
+
+
+def remove_dataset(store: Store, doomed: Doomed) -> int:
+    """Remove a dataset, its marker first; returns the number of objects that were there."""
+    marks = [doomed.place + key for key in (SUCCESS_KEY, MANIFEST_KEY)]
+    notice = doomed.place + REMOVING_KEY
+    with contextlib.suppress(ObjectExistsError):
+        store.put(notice, b"{}")
+    for key in marks:
+        store.delete(key)
+    # Listed again: a driver that was slower than the others may have put a shard since.
+    for info in list(store.list(doomed.place)):
+        if info.key != notice:
+            store.delete(info.key)
+    store.delete(notice)
+    return len(doomed.objects)

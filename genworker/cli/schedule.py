@@ -1,0 +1,120 @@
+"""genworker backfill, catalog, retain: commands for datasets that are made again and again."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import time
+
+import click
+
+from genworker.cli.generate import DATE
+
+
+@click.command()
+@click.argument("spec")
+@click.option("--from", "first", required=True, type=DATE, help="First date.")
+@click.option("--to", "last", required=True, type=DATE, help="Last date, included.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of SPEC.")
+@click.option("--run-id", metavar="NAME", help="For {{ run_id }} in the spec.")
+@click.option("--dry-run", is_flag=True, help="List the runs, and whether they are there, and stop.")
+def backfill(
+    *,
+    spec: str,
+    first: datetime.datetime,
+    last: datetime.datetime,
+    overrides: tuple[str, ...],
+    run_id: str | None,
+    dry_run: bool,
+) -> None:
+    """Make the runs of SPEC that are missing between two dates, one after the other.
+
+    SPEC is what `genworker generate --spec` takes. Runs that are published are left as they are.
+    """
+    from genworker.bulk import commit
+    from genworker.bulk.schedule import runs_between
+    from genworker.stores import open_store
+
+    runs = runs_between(spec, overrides, first.date(), last.date(), run_id)
+    made = 0
+    for date, run in runs:
+        there = commit.published(open_store(run.out)) is not None
+        if there or dry_run:
+            click.echo(f"{date}  {run.out}  {'published' if there else 'missing'}")
+            made += not there
+            continue
+        from genworker.cli.live import run_generation
+
+        result = run_generation(run, f"generate {date}")
+        made += result.samples_made > 0
+        click.echo(f"{date}  {run.out}  {'made' if result.samples_made else 'published'}")
+    click.echo(f"{'missing' if dry_run else 'made'}: {made} of {len(runs)} runs")
+
+
+@click.command()
+@click.argument("url")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def catalog(url: str, as_json: bool) -> None:
+    """List the published datasets below URL: size, digest, model, quality and age of each."""
+    from genworker.bulk.catalog import read_catalog
+    from genworker.cli.display import size
+    from genworker.report.names import duration, headlines
+    from genworker.stores import open_store
+
+    published, unfinished = read_catalog(open_store(url))
+    now = time.time()
+    if as_json:
+        lines = [dataclasses.asdict(run) | {"age_seconds": round(now - run.published, 1)} for run in published]
+        click.echo(json.dumps({"published": lines, "unfinished": unfinished}, indent=2))
+        return
+    for run in published:
+        quality = " ".join(f"{name} {value}" for name, value in headlines(run.quality).items())
+        cells = [
+            run.name or run.url,
+            f"{run.num_samples:,} samples",
+            f"{run.num_shards:,} shards",
+            size(run.num_bytes),
+            f"manifest {run.manifest_sha256[:12]}",
+            f"{run.family or 'model'} {run.bundle_digest[:12]}",
+            quality or "-",
+            f"{duration(max(0.0, now - run.published))} ago",
+        ]
+        click.echo("  ".join(cells))
+    for name in unfinished:
+        click.echo(f"{name or url}  not finished; `genworker status` says more", err=True)
+    click.echo(f"published: {len(published)} datasets, {size(sum(run.num_bytes for run in published))}")
+
+
+@click.command()
+@click.argument("url")
+@click.option("--keep", required=True, type=click.IntRange(min=1), help="Datasets that stay, the newest.")
+@click.option(
+    "--by",
+    type=click.Choice(["name", "age"]),
+    default="name",
+    show_default=True,
+    help="Newest is last by name, as dates sort, or published last.",
+)
+@click.option("--delete", is_flag=True, help="Remove them; without it they are listed only.")
+def retain(url: str, keep: int, by: str, delete: bool) -> None:
+    """List all but the newest published datasets below URL, and with --delete remove them whole, the marker first.
+
+    A removal that was stopped goes on with the next call. Datasets that are not finished are left to `genworker gc`.
+    """
+    from genworker.bulk.retention import find_old, remove_dataset
+    from genworker.cli.display import size
+    from genworker.stores import open_store
+
+    store = open_store(url)
+    old = find_old(store, keep, "age" if by == "age" else "name")
+    for doomed in old:
+        begun = "  its removal was begun" if doomed.begun else ""
+        click.echo(f"{doomed.name}  {len(doomed.objects):,} objects  {size(doomed.num_bytes)}{begun}")
+        if delete:
+            remove_dataset(store, doomed)
+    total = size(sum(doomed.num_bytes for doomed in old))
+    if delete:
+        click.echo(f"removed: {len(old)} datasets, {total}")
+    else:
+        click.echo(f"found:   {len(old)} datasets, {total}" + ("; remove them with --delete" if old else ""))

@@ -1,0 +1,167 @@
+"""The catalogue of published datasets, and the removal of old ones in an order that no reader can stumble over."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+import genworker
+from genworker.bulk import commit
+from genworker.bulk.catalog import read_catalog
+from genworker.bulk.plan import MANIFEST_KEY, REMOVING_KEY, SUCCESS_KEY
+from genworker.bulk.retention import find_old, remove_dataset
+from genworker.cli import cli
+from genworker.errors import DatasetError, GenworkerError, PlanError
+from genworker.stores import open_store
+from tests.fakes import dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from genworker.stores.base import ObjectInfo, Store
+
+DAYS = [f"dt=2026-11-{day:02d}" for day in (21, 22, 23, 24)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    """A folder with four published datasets, the oldest published last, and one that is not finished."""
+    for seed, day in enumerate(reversed(DAYS)):
+        dataset.publish(f"{tmp_path}/{day}", dataset.make_plan(seed=seed, num_samples=20))
+    dataset.publish(f"{tmp_path}/dt=2026-11-25", dataset.make_plan(num_samples=20), finish=False)
+    return str(tmp_path)
+
+
+def test_the_catalogue_lists_what_is_published(root: str) -> None:
+    """Names in order, sizes and digests of the manifest; the unfinished one apart."""
+    published, unfinished = read_catalog(open_store(root))
+    assert [run.name for run in published] == DAYS
+    assert unfinished == ["dt=2026-11-25"]
+    for run in published:
+        assert run.num_bytes == sum(info.size for info in open_store(run.url).list("data/"))
+        assert (run.num_samples, run.num_shards) == (20, 2)
+        assert genworker.open(run.url).manifest.plan_id == run.plan_id
+    listed = CliRunner().invoke(cli, ["catalog", root, "--json"])
+    assert [run["name"] for run in json.loads(listed.stdout)["published"]] == DAYS
+    text = CliRunner().invoke(cli, ["catalog", root])
+    assert "published: 4 datasets" in text.stdout
+    assert published[0].manifest_sha256[:12] in text.stdout
+
+
+def test_a_changed_manifest_is_not_listed_as_sound(root: str) -> None:
+    store = open_store(f"{root}/{DAYS[0]}")
+    text = store.get(MANIFEST_KEY)
+    store.put(MANIFEST_KEY, text.replace(b'"num_samples":20', b'"num_samples":21'), overwrite=True)
+    with pytest.raises(DatasetError, match="it was changed"):
+        read_catalog(open_store(root))
+
+
+def test_the_newest_stay(root: str) -> None:
+    """By name dates decide, by age the time of publishing; without --delete nothing goes."""
+    store = open_store(root)
+    assert [doomed.name for doomed in find_old(store, 3)] == DAYS[:1]
+    assert [doomed.name for doomed in find_old(store, 2)] == DAYS[:2]
+    assert [doomed.name for doomed in find_old(store, 9)] == []
+    before = {info.key for info in store.list()}
+    listed = CliRunner().invoke(cli, ["retain", root, "--keep", "1"])
+    assert listed.exit_code == 0
+    assert "remove them with --delete" in listed.stdout
+    assert {info.key for info in store.list()} == before
+    removed = CliRunner().invoke(cli, ["retain", root, "--keep", "1", "--delete"])
+    assert removed.exit_code == 0
+    assert "removed: 3 datasets" in removed.stdout
+    assert {info.key.split("/")[0] for info in store.list()} == {DAYS[3], "dt=2026-11-25"}
+
+
+class Stopping:
+    """A store that fails at its ``budget``-th change, as if the process ended there; it notes what readers see before."""
+
+    def __init__(self, store: Store, url: str, budget: int) -> None:
+        self._store, self._url, self.left = store, url, budget
+        self.url = store.url
+        self.seen: list[str] = []
+
+    @property
+    def conditional(self) -> bool:
+        return self._store.conditional
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self._store.list(prefix)
+
+    def put(self, key: str, data: bytes, *, overwrite: bool = False) -> ObjectInfo:
+        self._spend()
+        return self._store.put(key, data, overwrite=overwrite)
+
+    def delete(self, key: str) -> None:
+        self._spend()
+        self._store.delete(key)
+
+    def _spend(self) -> None:
+        self.seen.append(seen_by_a_reader(self._url))
+        if not self.left:
+            raise InterruptedError
+        self.left -= 1
+
+
+def seen_by_a_reader(url: str) -> str:
+    """Whether a reader finds the dataset whole, or not at all; anything else fails."""
+    try:
+        opened = genworker.open(url)
+    except GenworkerError:
+        assert SUCCESS_KEY not in {info.key for info in open_store(url).list()}
+        return "nothing"
+    assert sum(len(batch.sample_index) for batch in opened.batches()) == 20
+    return "whole"
+
+
+def test_a_removal_may_stop_anywhere(tmp_path: Path) -> None:
+    """After every single change a reader sees all or nothing, nobody may add, and the next call ends the removal."""
+    budget = 0
+    while True:
+        root = f"{tmp_path}/{budget}"
+        url = f"{root}/{DAYS[0]}"
+        for day in DAYS[:2]:
+            dataset.publish(f"{root}/{day}", dataset.make_plan(num_samples=20))
+        store = open_store(root)
+        stopping = Stopping(store, url, budget)
+        (doomed,) = find_old(store, 1)
+        try:
+            remove_dataset(stopping, doomed)  # type: ignore[arg-type]
+        except InterruptedError:
+            if budget:  # the notice is there
+                with pytest.raises(PlanError, match="is removing this dataset"):
+                    commit.check_kept(open_store(url))
+                (again,) = find_old(store, 5)
+                assert (again.name, again.begun) == (DAYS[0], True)
+                remove_dataset(store, again)
+        assert stopping.seen == sorted(stopping.seen, reverse=True)  # whole, ..., nothing, ...
+        if budget:
+            assert [info.key for info in store.list(f"{DAYS[0]}/")] == []
+        assert seen_by_a_reader(f"{root}/{DAYS[1]}") == "whole"
+        if stopping.left:
+            break
+        budget += 1
+    assert budget > 8
+    commit.check_kept(open_store(url))
+
+
+def test_what_retain_refuses(root: str) -> None:
+    """A dataset named itself, and one inside of another that would go with it."""
+    with pytest.raises(DatasetError, match="is a dataset itself"):
+        find_old(open_store(f"{root}/{DAYS[0]}"), 1)
+    dataset.publish(f"{root}/{DAYS[0]}/inner", dataset.make_plan(num_samples=20))
+    with pytest.raises(DatasetError, match="holds another dataset"):
+        find_old(open_store(root), 1)
+
+
+def test_a_notice_alone_is_finished(tmp_path: Path) -> None:
+    """Stopped before its very last step, a removal has only its notice left, and the next call takes it."""
+    store = open_store(str(tmp_path))
+    store.put(f"{DAYS[0]}/{REMOVING_KEY}", b"{}")
+    (doomed,) = find_old(store, 1)
+    remove_dataset(store, doomed)
+    assert list(store.list()) == []
