@@ -16,6 +16,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
+from genworker.bulk.schedule import load_run
 from genworker.cli import cli
 from tests.infra.files import INFRA
 from tests.infra.hcl import load
@@ -259,7 +260,7 @@ def test_every_entrypoint_is_a_command_of_ours(overlay: str) -> None:
     for document in ray_documents(overlay):
         if document["kind"] == "RayCluster":
             continue
-        text = re.sub(r"\$\(.*?\)|\$\w+", "20261123", job_spec(document)["entrypoint"].rpartition("&& ")[2])
+        text = re.sub(r"\$\(.*?\)|\$\w+", "2026-11-23", job_spec(document)["entrypoint"].rpartition("&& ")[2])
         check_call(shlex.split(text), gpus=bool(gpus_of(groups(document))))
 
 
@@ -271,9 +272,18 @@ def check_call(words: list[str], *, gpus: bool) -> None:
     command = cli.commands[name]
     with click.Context(cli, **cli.context_settings) as group:
         params = command.make_context(name, arguments, parent=group, resilient_parsing=False).params
-    assert params["out"].startswith("s3://my-bucket/runs/" if name == "train" else "s3://my-bucket/datasets/")
-    if name == "generate":
-        assert params["use_gpu"] is gpus
+    if name == "train":
+        assert params["out"].startswith("s3://my-bucket/runs/")
+        return
+    out, use_gpu = params["out"], params["use_gpu"]
+    if params["spec_file"]:
+        flags = {"bundle": params["bundle"], "num_samples": params["num_samples"]}
+        spec = load_run(params["spec_file"], params["overrides"], flags, date=params["date"].date())
+        out, use_gpu = spec.out, spec.use_gpu
+        assert out.endswith("/dt=2026-11-23")
+        assert spec.seed == 20261123
+    assert out.startswith("s3://my-bucket/datasets/")
+    assert use_gpu is gpus
 
 
 @pytest.mark.parametrize(
@@ -291,7 +301,7 @@ def test_the_nightly_script(tmp_path: Path, state: str, ends_as: str, expected: 
     (tmp_path / "state").write_text(state)
     stub = tmp_path / "ray"
     stub.write_text(
-        '#!/bin/sh\ncd "$(dirname "$0")"\ncase "$2" in\n'
+        '#!/bin/sh\ncd "$(dirname "$0")"\nIFS="|"\ncase "$2" in\n'
         "  status) test -s state && cat state ;;\n"
         '  delete) echo "$*" >> calls; : > state ;;\n'
         f'  *) echo "$*" >> calls; echo {ends_as} > state ;;\nesac\n'
@@ -307,11 +317,9 @@ def test_the_nightly_script(tmp_path: Path, state: str, ends_as: str, expected: 
     done = subprocess.run([SUBMIT], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == exit_code, done.stdout + done.stderr
     calls = (tmp_path / "calls").read_text().splitlines() if expected else []
-    assert [line.split()[1] for line in calls] == expected
+    assert [line.split("|")[1] for line in calls] == expected
     assert all("nightly-2026-11-23" in line for line in calls)
     for line in calls:
-        if line.startswith("job submit"):
-            words = line.partition(" -- ")[2].split()
-            check_call(words, gpus=True)
-            assert "s3://my-bucket/datasets/nightly/dt=2026-11-23" in words
-            assert words[words.index("--seed") + 1] == "20261123"
+        words = line.split("|")
+        if words[1] == "submit":
+            check_call(words[words.index("--") + 1 :], gpus=True)

@@ -11,8 +11,8 @@ if state=$(ray job status "$id" 2>/dev/null); then
         *) ray job delete "$id"; exec "$0" ;;
     esac
 else
-    # Reads BUNDLE, DATASETS and NUM_SAMPLES; the day is the seed, so that each night has samples of its own.
-    ray job submit --submission-id "$id" -- python /opt/jobs/generate.py "$BUNDLE" --out "$DATASETS/dt=$day" \
-        --num-samples "$NUM_SAMPLES" --seed "$(echo "$day" | tr -d -)" --use-gpu || true
+    # Reads BUNDLE, DATASETS and NUM_SAMPLES. The shipped spec takes the day as its seed: each night has samples of its own.
+    ray job submit --submission-id "$id" -- python /opt/jobs/generate.py "$BUNDLE" --spec nightly --date "$day" \
+        --set "out=$DATASETS/dt={{ date }}" --num-samples "$NUM_SAMPLES" --actors 1:16 --wait-timeout 3600 || true
 fi
 ray job status "$id" | grep -q SUCCEEDED
