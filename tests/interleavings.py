@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from genworker.bulk import commit
+from genworker.bulk.layout import beside_key
 from genworker.bulk.plan import DATA_PREFIX
 from genworker.bulk.protocol import Driver, State
 from genworker.errors import GenworkerError, ObjectExistsError, ObjectMissingError
@@ -151,7 +152,7 @@ class Explorer:
     Args:
         plans: one per driver.
         bundle: of all plans.
-        shard: gives the bytes that an attempt makes.
+        shard: gives what an attempt makes: names and bytes of the files beside the shard, and the shard's bytes.
         attempts: per driver and shard, any of them at any time, dead or slow ones included.
         conditional: whether the store enforces create-only puts; otherwise it looks first and writes later.
         page: objects per page of a listing, each page its own step.
@@ -166,7 +167,7 @@ class Explorer:
 
     plans: Sequence[Plan]
     bundle: Bundle
-    shard: Callable[[Plan, Task, int], bytes]
+    shard: Callable[[Plan, Task, int], tuple[dict[str, bytes], bytes]]
     check: Callable[[dict[str, bytes]], None]
     attempts: int = 3
     conditional: bool = True
@@ -404,8 +405,15 @@ class Explorer:
     def _make(self, who: int, replay: _Replay) -> _Place:
         """An attempt from its beginning to its receipt."""
         d, shard, number = self._who[who]
-        data = self._bytes[d, shard, number]
-        return _Place(ended=True, result=self.commit_shard(replay, self.plans[d].task(shard), data, number))
+        task = self.plans[d].task(shard)
+        files, table = self._bytes[d, shard, number]
+        # Threads put them, in any order; two orders are tried.
+        for name, data in sorted(files.items(), reverse=number % 2 == 0):
+            commit.put_same(replay, beside_key(task.key, name), data, number)
+        beside_bytes = sum(map(len, files.values()))
+        receipt = self.commit_shard(replay, task, table, number, beside_bytes=beside_bytes)
+        # The rest of a receipt is for people; nothing that is stored depends on it.
+        return _Place(ended=True, result=type(receipt).model_validate_json(receipt.canonical()))
 
     # --- the store ---------------------------------------------------------------------------------------------------
 

@@ -205,7 +205,7 @@ def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None =
     if receipts is None:
         receipts = read_receipts(store, plan)
     layout = Layout(plan)
-    there, strangers = layout.survey(store.list(DATA_PREFIX))
+    there, strangers = _survey(store, layout, plan)
     if strangers:
         raise DatasetError(
             f"{store.url}/{strangers[0]}: is no shard of plan {plan.plan_id}; nothing else may lie under {DATA_PREFIX}: "
@@ -226,6 +226,21 @@ def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None =
             )
         found[index] = receipt
     return found
+
+
+def _survey(store: Store, layout: Layout, plan: Plan) -> tuple[dict[int, Stored], list[str]]:
+    """What is there of each shard.
+
+    A listing takes a while, in which another driver may put a shard's files behind it and the shard's key before it; so what
+    lacks files is looked at again, until it lacks them in a listing that began later.
+    """
+    lacked: set[int] = set()
+    while True:
+        there, strangers = layout.survey(store.list(DATA_PREFIX))
+        lacks = {i for i, s in there.items() if s.complete and s.num_objects < layout.num_objects(plan.task(i))}
+        if lacks <= lacked:
+            return there, strangers
+        lacked |= lacks
 
 
 def _in_objects(count: int) -> str:

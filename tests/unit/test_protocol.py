@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from genworker.bulk import commit
+from genworker.bulk.layout import beside_key
 from genworker.bulk.plan import BUNDLE_PREFIX, DATA_PREFIX, MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY, Plan
 from genworker.bulk.protocol import Driver, State
 from genworker.bulk.records import Receipt, ReceiptBatch
@@ -36,12 +37,19 @@ BUNDLE = models.bundle_of(schema=SCHEMA)
 
 
 def plan_of(num_shards: int, **changes: Any) -> Plan:
-    return fake.make_plan(schema=SCHEMA, num_samples=2 * num_shards, samples_per_shard=2, codec="raw", **changes)
+    return fake.make_plan(schema=SCHEMA, num_samples=2 * num_shards, samples_per_shard=2, **{"codec": "raw"} | changes)
 
 
 def make_in(store: Store, plan: Plan) -> Callable[[Iterator[Task]], Iterator[Receipt]]:
     """Makers that do one task after the other."""
-    return lambda tasks: (commit.commit_shard(store, task, fake.shard_bytes(plan, task), 0) for task in tasks)
+
+    def make(task: Task) -> Receipt:
+        files, table = same_bytes(plan, task, 0)
+        for name, data in files.items():
+            commit.put_same(store, beside_key(task.key, name), data, 0)
+        return commit.commit_shard(store, task, table, 0, beside_bytes=sum(map(len, files.values())))
+
+    return lambda tasks: map(make, tasks)
 
 
 def finish(store: Store, plan: Plan) -> None:
@@ -93,8 +101,9 @@ def check_of(*plans: Plan) -> Callable[[dict[str, bytes]], None]:
     return check
 
 
-def same_bytes(plan: Plan, task: Task, number: int) -> bytes:
-    return fake.shard_bytes(plan, task)
+def same_bytes(plan: Plan, task: Task, number: int) -> tuple[dict[str, bytes], bytes]:
+    files: dict[str, bytes] = {}
+    return files, fake.shard_bytes(plan, task, files.__setitem__)
 
 
 def explore(*plans: Plan, **changes: Any) -> Explorer:
@@ -110,13 +119,15 @@ def explore(*plans: Plan, **changes: Any) -> Explorer:
 
 # --- the protocol ----------------------------------------------------------------------------------------------------
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "two shards": {},
     "a listing in pages": {"page": 1},
     "lost replies": {"lost_replies": True},
     "no conditional puts": {"conditional": False},
     "receipts at the end": {"receipts_per_object": 256},
+    "many files": {"page": 1, "attempts": 2},
 }
+CODECS = {"many files": {"codec": "png", "format": "files"}}
 SHARDS = {"two shards": 2, "receipts at the end": 2}
 
 
@@ -127,7 +138,7 @@ def test_every_interleaving_is_safe_and_can_be_finished(variant: str) -> None:
 
     Wherever all of them died, the next run publishes the bytes of the undisturbed run.
     """
-    plan = plan_of(SHARDS.get(variant, 1))
+    plan = plan_of(SHARDS.get(variant, 1), **CODECS.get(variant, {}))
     explorer = explore(plan, plan, **VARIANTS[variant])
     assert explorer.worlds > 1_000
     assert explorer.kills > 100
@@ -229,12 +240,12 @@ def test_a_protocol_that_is_wrong_is_found(mutant: type[Driver], message: str) -
     assert len(str(caught.value).splitlines()) > 3
 
 
-def own_bytes(plan: Plan, task: Task, number: int) -> bytes:
+def own_bytes(plan: Plan, task: Task, number: int) -> tuple[dict[str, bytes], bytes]:
     """Bytes that differ from attempt to attempt."""
-    return fake.shard_bytes(plan, task) + bytes([number]) * number
+    return {}, fake.shard_bytes(plan, task) + bytes([number]) * number
 
 
-def overwriting(store: Store, task: Task, data: bytes, attempt: int) -> Receipt:
+def overwriting(store: Store, task: Task, data: bytes, attempt: int, *, beside_bytes: int) -> Receipt:
     store.put(task.key, data, overwrite=True)
     return commit.commit_shard(store, task, data, attempt)
 
