@@ -6,6 +6,7 @@ there is none, it was killed or met an error that nobody meant.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import traceback
@@ -18,16 +19,20 @@ import torch
 
 from genworker import bundle as bundles
 from genworker.bulk import commit
-from genworker.bulk.plan import Plan, Task
-from genworker.bulk.pool import _HOPELESS
+from genworker.bulk.attempts import Attempts
+from genworker.bulk.plan import Plan
 from genworker.bulk.protocol import Driver
 from genworker.bulk.shard import ShardMaker
-from genworker.errors import GenworkerError, JobError
+from genworker.bulk.speculation import Stragglers
+from genworker.bulk.tally import Tally
+from genworker.errors import GenworkerError
 from genworker.stores import open_store, s3_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from genworker.bulk.attempts import Attempt
+    from genworker.bulk.plan import Task
     from genworker.bulk.records import Receipt
 
 NUM_THREADS = 2
@@ -70,39 +75,43 @@ def publish(out: str, bundle: str, plan: Plan) -> None:
 
 
 class _Threads:
-    """Makes shards in threads, each task up to three times, as the pool of actors does."""
+    """Makes shards in threads; what is given out, tried again and tried twice is decided as for actors."""
 
     def __init__(self, out: str) -> None:
         self._out = out
         self._maker: ShardMaker | None = None
 
     def run(self, tasks: Iterator[Task]) -> Iterator[Receipt]:
-        pool = ThreadPoolExecutor(NUM_THREADS)
-        running: dict[Future[Receipt], tuple[Task, int]] = {}
-        try:
-            for task in tasks:
-                running[pool.submit(self._make, task, 0)] = task, 0
-                while len(running) >= 2 * NUM_THREADS:
-                    yield from self._collect(pool, running)
-            while running:
-                yield from self._collect(pool, running)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        attempts = Attempts(MAX_ATTEMPTS, lambda _event: None, Tally(), Stragglers(least_seconds=READ_SECONDS / 2))
+        attempts.begin(tasks)
+        running: dict[Future[Receipt], Attempt] = {}
+        with contextlib.ExitStack() as stack:
+            pool = ThreadPoolExecutor(2 * NUM_THREADS)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            while True:
+                while len(running) < 2 * NUM_THREADS:
+                    attempt = attempts.next(idle=len(running) < NUM_THREADS)
+                    if attempt is None:
+                        break
+                    running[pool.submit(self._make, attempt)] = attempt
+                if attempts.all_done:
+                    return
+                done, _ = wait(running, timeout=READ_SECONDS / 2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield from self._hear(attempts, running.pop(future), future)
 
-    def _collect(self, pool: ThreadPoolExecutor, running: dict[Future[Receipt], tuple[Task, int]]) -> Iterator[Receipt]:
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            task, attempt = running.pop(future)
-            try:
-                yield future.result()
-            except GenworkerError as err:
-                if isinstance(err, _HOPELESS):
-                    raise
-                if attempt + 1 == MAX_ATTEMPTS:
-                    raise JobError(f"{task.key}: failed {MAX_ATTEMPTS} times, the last time with: {err}") from err
-                running[pool.submit(self._make, task, attempt + 1)] = task, attempt + 1
+    def _hear(self, attempts: Attempts, attempt: Attempt, future: Future[Receipt]) -> Iterator[Receipt]:
+        err = future.exception()
+        if err is None:
+            receipt = attempts.succeeded(attempt, future.result())
+            if receipt is not None:
+                yield receipt
+        elif isinstance(err, GenworkerError):
+            attempts.failed(attempt, err)
+        else:  # nothing of ours, so nothing that another attempt should hide
+            raise err
 
-    def _make(self, task: Task, attempt: int) -> Receipt:
+    def _make(self, attempt: Attempt) -> Receipt:
         maker = self._maker or ShardMaker(open_store(self._out), torch.device("cpu"))
         self._maker = maker
-        return maker.make(task, attempt)
+        return maker.make(attempt.task, attempt.number)
