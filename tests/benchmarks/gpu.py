@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
+import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from genworker import families
+from genworker import codecs, families
+from genworker.bulk import commit
 from genworker.bulk.plan import Plan
-from genworker.bulk.request import virtual_plan
+from genworker.bulk.request import GenerateSpec, calibrated, make_plan, virtual_plan
+from genworker.bulk.shard import ShardMaker
+from genworker.bulk.stages import StageSeconds
 from genworker.bundle import Bundle, Lineage
 from genworker.config import load_spec
 from genworker.device import device_class, pick_device
 from genworker.sampling.engine import Engine
 from genworker.schema import ImageSchema, Pixels
 from genworker.sources import open_source
+from genworker.stores import open_store
 from genworker.training.loader import Loader
 from genworker.training.spec import TrainSpec
 from genworker.training.step import Meter, Trainer
@@ -54,10 +62,9 @@ def bundle_of(preset: str) -> Bundle:
     return Bundle.pack(spec.family, schema, served, Lineage())
 
 
-def with_dtype(plan: Plan, dtype: str, micro_batch: int) -> Plan:
+def with_numerics(plan: Plan, **changes: object) -> Plan:
     """The plan with other numerics."""
-    numerics = plan.numerics.model_copy(update={"dtype": dtype, "micro_batch": micro_batch})
-    return plan.model_copy(update={"numerics": numerics})
+    return plan.model_copy(update={"numerics": plan.numerics.model_copy(update=changes)})
 
 
 def pixels(engine: Engine, first: int, count: int) -> Pixels:
@@ -79,32 +86,71 @@ def engine_rows(preset: str, device: torch.device, seconds: float) -> Iterator[R
     """Speeds and contracts of the engine."""
     bundle = bundle_of(preset)
     plan = virtual_plan(bundle.info, 2**30, 0, device)
-    for dtype in ("float32", "bfloat16"):
-        for micro_batch in (128, 512):
-            engine = Engine(bundle, with_dtype(plan, dtype, micro_batch), device)
-            count = 4 * micro_batch
+    launches = ("eager", "cuda_graph") if device.type == "cuda" else ("eager",)
+    for dtype, launch in itertools.product(("float32", "bfloat16"), launches):
+        what = f"{preset}: {dtype}, {launch}"
+        for micro_batch in (128, 512, 2048):
+            engine = Engine(bundle, with_numerics(plan, dtype=dtype, launch=launch, micro_batch=micro_batch), device)
+            count = 8 * micro_batch
             rate = count * per_second(functools.partial(pixels, engine, 0, count), seconds)
-            yield Row(f"{preset}: engine, {dtype}, micro-batch {micro_batch}", f"{rate:,.0f} samples/s")
-        engine = Engine(bundle, with_dtype(plan, dtype, 128), device)
+            yield Row(f"{what}, micro-batch {micro_batch}", f"{rate:,.0f} samples/s")
+        chosen = with_numerics(plan, dtype=dtype, launch=launch, micro_batch=128)
+        engine = Engine(bundle, chosen, device)
         whole = pixels(engine, 0, 1000)
-        again = pixels(Engine(bundle, with_dtype(plan, dtype, 128), device), 0, 1000)
+        again = pixels(Engine(bundle, chosen, device), 0, 1000)
         pieces = np.concatenate([pixels(engine, first, 125) for first in range(0, 1000, 125)])
-        yield Row(
-            f"{preset}: {dtype} pixels equal when repeated",
-            f"{(whole != again).sum()} differ",
-            not (whole != again).any(),
-        )
-        yield Row(
-            f"{preset}: {dtype} pixels equal for any cut",
-            f"{(whole != pieces).sum()} differ",
-            not (whole != pieces).any(),
-        )
-    here = pixels(Engine(bundle, with_dtype(plan, "float32", 128), device), 0, 500).astype(int)
+        for name, other in (("when repeated", again), ("for any cut", pieces)):
+            differ = int((whole != other).sum())
+            yield Row(f"{what}: pixels equal {name}", f"{differ} differ", differ == 0)
+    here = pixels(Engine(bundle, with_numerics(plan, dtype="float32", micro_batch=128), device), 0, 500).astype(int)
     host = torch.device("cpu")
-    there_plan = with_dtype(virtual_plan(bundle.info, 2**30, 0, host), "float32", 128)
+    there_plan = with_numerics(virtual_plan(bundle.info, 2**30, 0, host), dtype="float32", micro_batch=128)
     there = pixels(Engine(bundle, there_plan, host), 0, 500).astype(int)
     worst = int(np.abs(here - there).max())
     yield Row(f"{preset}: float32 pixels against the CPU's, largest difference", f"{worst} of 255", worst <= 2)
+    found = calibrated(GenerateSpec(bundle="-", out="-", num_samples=10**12), bundle, device, 1)
+    for trial in found.trials:
+        yield Row(
+            f"{preset}: calibration: {trial.describe()}", trial.failed or f"{trial.samples_per_second:,.0f} samples/s"
+        )
+
+
+def pipeline_rows(preset: str, device: torch.device, seconds: float) -> Iterator[Row]:
+    """Whole shards into memory by one actor with all processors, against the slowest stage alone."""
+    bundle, cores = bundle_of(preset), os.cpu_count() or 1
+    spec = GenerateSpec(bundle="-", out="-", num_samples=2**30, samples_per_shard=4096)
+    plan = make_plan(spec, bundle.info, calibrated(spec, bundle, device, 1).numerics)
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    commit.claim(store, plan)
+    commit.store_bundle(store, bundle)
+    maker = ShardMaker(store, device, cores)
+    maker.make(plan.task(0), 0)
+    numbers, made, stages = itertools.count(1), 0, StageSeconds()
+    started = time.perf_counter()
+
+    def work() -> int:
+        count = 0
+        while time.perf_counter() - started < seconds:
+            receipt = maker.make(plan.task(next(numbers)), 0)
+            stages.add(receipt.stages or StageSeconds())
+            count += receipt.num_samples
+        return count
+
+    with ThreadPoolExecutor(3) as threads:
+        made = sum(future.result() for future in [threads.submit(work) for _ in range(3)])
+    rate = made / (time.perf_counter() - started)
+    size = plan.numerics.micro_batch
+    images = pixels(Engine(bundle, plan, device), 0, size)
+    alone = 8 * size * per_second(functools.partial(pixels, Engine(bundle, plan, device), 0, 8 * size), seconds)
+    codec = codecs.make(plan.codec, plan.image_schema)
+    with ThreadPoolExecutor(cores) as threads:
+        encode = size * per_second(lambda: list(threads.map(codec.encode, images)), seconds)
+    yield Row(f"{preset}: engine alone", f"{alone:,.0f} samples/s")
+    yield Row(f"{preset}: {codec.name} alone, {cores} threads", f"{encode:,.0f} samples/s")
+    share = rate / min(alone, encode)
+    yield Row(f"{preset}: whole shards", f"{rate:,.0f} samples/s, {share:.2f} of the slowest stage (aim 0.85)")
+    shown = ", ".join(f"{stage} {spent:.1f}" for stage, spent in asdict(stages).items())
+    yield Row(f"{preset}: seconds of three threads", shown)
 
 
 def training_rows(preset: str, device: torch.device, seconds: float) -> Iterator[Row]:
@@ -139,7 +185,7 @@ def main() -> int:
     rows = [
         row
         for preset in PRESETS
-        for rows_of in (engine_rows, training_rows)
+        for rows_of in (engine_rows, pipeline_rows, training_rows)
         for row in rows_of(preset, device, arguments.seconds)
     ]
     table = Table("check", "figure", "", title=f"{device_class(device)}, torch {torch.__version__}")
