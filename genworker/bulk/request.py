@@ -24,6 +24,7 @@ from genworker.sampling.calibration import (
     WORTHWHILE_SECONDS,
     Calibration,
     calibrate,
+    clock_of,
     samples_per_second,
     steps_for,
 )
@@ -206,7 +207,7 @@ def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_act
         force_float32=spec.precision == "float32",
         fixed_micro_batch=spec.micro_batch is not None,
     )
-    return calibrate(start, steps, speed)
+    return calibrate(start, steps, speed, clock=clock_of(start))
 
 
 def check_same(spec: GenerateSpec, info: BundleInfo, existing: Plan) -> Plan:

@@ -61,7 +61,7 @@ def calibrate(
     measure: Callable[[Numerics], float],
     *,
     budget_seconds: float = BUDGET_SECONDS,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Calibration:
     """Find numerics that are faster than ``start``.
 
@@ -69,16 +69,17 @@ def calibrate(
         start: measured first, and chosen unless something else is faster by a few percent.
         steps: groups of changes; of each group the best is kept before the next is tried.
         measure: gives samples per second; a RuntimeError of anything but ``start`` excludes what it was raised for.
-        budget_seconds: no trial is begun after that many.
-        clock: monotonic seconds.
+        budget_seconds: no trial is begun that would end later, if it took as long as that of ``start``.
+        clock: seconds, as `clock_of` gives them.
     """
     began = clock()
     best, best_rate = start, measure(start)
+    trial_seconds = clock() - began
     trials = [_trial(start, samples_per_second=best_rate)]
     for step in steps:
         stem = best
         for change in step:
-            if clock() - began > budget_seconds:
+            if clock() - began + trial_seconds > budget_seconds:
                 break
             numerics = stem.model_copy(update=change)
             if numerics == stem:
@@ -111,16 +112,23 @@ def steps_for(
     return [launches, micro_batches, layouts, layers, dtypes] if on_gpu else [layouts, layers, micro_batches, dtypes]
 
 
+def clock_of(numerics: Numerics) -> Callable[[], float]:
+    """The clock to compare speeds by: of one thread on a CPU its own time, which leaves out what others take of a machine."""
+    on_gpu = numerics.device_class.startswith("cuda")
+    return time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
+
+
 def samples_per_second(engine: Engine, numerics: Numerics, seconds: float = _MEASURING_SECONDS) -> float:
     """The speed of an engine, best of the runs that ``seconds`` allow, so that what else the machine does counts little."""
     on_gpu = numerics.device_class.startswith("cuda")
+    clock = clock_of(numerics)
     count = numerics.micro_batch * (_CUDA_BATCHES if on_gpu else 1)
     _exhaust(engine, count)  # the first run allocates, and picks kernels
-    best, began = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - began < seconds:
-        started = time.perf_counter()
+    best, began = float("inf"), clock()
+    while best == float("inf") or clock() - began < seconds:
+        started = clock()
         _exhaust(engine, count)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, clock() - started)
     return count / best
 
 
