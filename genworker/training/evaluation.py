@@ -177,8 +177,10 @@ def generate(
         yield quantise(generator(z, classes)), part
 
 
-def evaluate_checkpoint(spec: TrainSpec, url: str, key: str) -> dict[str, Any]:
+def evaluate_checkpoint(spec: TrainSpec, url: str, key: str) -> tuple[dict[str, Any], bool]:
     """Evaluate the averaged generator of a checkpoint and store the outcome; to be called anywhere, also far from training.
+
+    Its bundle is stored below ``best/`` if no evaluation of the run is better.
 
     Args:
         spec: of the run.
@@ -186,7 +188,7 @@ def evaluate_checkpoint(spec: TrainSpec, url: str, key: str) -> dict[str, Any]:
         key: of the checkpoint below it.
 
     Returns:
-        What is stored below ``evaluations/``: `Evaluation.to_json` and ``images_seen``.
+        What is stored below ``evaluations/``, `Evaluation.to_json` and ``images_seen``, and whether it is the best.
 
     Raises:
         CheckpointError, ObjectMissingError: the checkpoint is damaged, of another spec, or was pruned meanwhile.
@@ -206,7 +208,11 @@ def evaluate_checkpoint(spec: TrainSpec, url: str, key: str) -> dict[str, Any]:
     )
     text = {"images_seen": images_seen, **outcome.to_json()}
     store.put(evaluation_key(images_seen), json.dumps(text).encode(), overwrite=True)
-    return text
+    higher_is_better = metrics.higher_is_better(settings.metric)
+    best = best_evaluations(read_evaluations(store), settings.metric, higher_is_better=higher_is_better)[:1]
+    if best == [images_seen]:
+        bundle.save(store, BEST_PREFIX)
+    return text, best == [images_seen]
 
 
 def averaged(store: Store, key: str, spec: TrainSpec, schema: ImageSchema) -> tuple[Bundle, int]:
@@ -222,18 +228,6 @@ def averaged(store: Store, key: str, spec: TrainSpec, schema: ImageSchema) -> tu
     judges.load_state_dict(checkpoint.trained_of(snapshot, judges.keys()))
     images_seen = int(snapshot.counters["images_seen"])
     return Bundle.pack(spec.family, schema, networks, Lineage(images_seen=images_seen), judges), images_seen
-
-
-def keep_if_best(spec: TrainSpec, url: str, key: str) -> bool:
-    """Store the bundle of a checkpoint below ``best/`` if no evaluation of the run is better; returns whether it is."""
-    store = open_store(url)
-    number = spec.evaluation.metric
-    order = best_evaluations(read_evaluations(store), number, higher_is_better=metrics.higher_is_better(number))
-    if order[:1] != [checkpoint.images_of(key)]:
-        return False
-    schema = real_images(spec.data, spec.training.holdout_share, spec.evaluation.split).schema
-    averaged(store, key, spec, schema)[0].save(store, BEST_PREFIX)
-    return True
 
 
 def _new(names: Iterable[str], real: RealImages) -> dict[str, Metric]:

@@ -15,7 +15,7 @@ import ray
 
 from genworker.errors import GenworkerError, ObjectMissingError
 from genworker.training import checkpoint
-from genworker.training.evaluation import evaluate_checkpoint, keep_if_best
+from genworker.training.evaluation import evaluate_checkpoint
 from genworker.training.spec import TrainSpec
 
 _LAST_SECONDS = 600.0  # for the evaluation of the last checkpoint, which the run waits for
@@ -28,10 +28,10 @@ def _measure(values: dict[str, Any], url: str, key: str) -> str | None:
     torch.set_num_threads(1)  # the workers need the others
     spec = TrainSpec.model_validate(values)
     try:
-        outcome = evaluate_checkpoint(spec, url, key)
+        outcome, is_best = evaluate_checkpoint(spec, url, key)
     except ObjectMissingError:
         return None
-    best = " (the best so far)" if keep_if_best(spec, url, key) else ""
+    best = " (the best so far)" if is_best else ""
     number = outcome["metrics"].get(spec.evaluation.metric)
     text = "not finite" if number is None else f"{number:.4g}"
     return f"evaluation at image {outcome['images_seen']}: {spec.evaluation.metric} {text}{best}"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from genworker import bundle as bundles
 from genworker.bundle import Lineage
 from genworker.cli import cli
 from genworker.errors import CheckpointError, UsageError
@@ -221,7 +222,9 @@ def test_a_checkpoint_is_evaluated_into_its_run(run: Path) -> None:
     settings = spec.evaluation.model_copy(update={"num_samples": 40, "extractor_images": 256})
     spec = spec.model_copy(update={"evaluation": settings})
     key = "checkpoints/images-000000000048.safetensors"
-    outcome = evaluate_checkpoint(spec, str(run), key)
+    outcome, is_best = evaluate_checkpoint(spec, str(run), key)
+    assert is_best
+    assert bundles.load_info(open_store(str(run)), record.BEST_PREFIX).lineage.images_seen == 48
     stored = json.loads((run / "evaluations" / "images-000000000048.json").read_text())
     assert stored == outcome
     assert outcome["images_seen"] == 48
