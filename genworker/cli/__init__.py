@@ -15,6 +15,7 @@ from genworker.cli.generate import generate
 from genworker.cli.operate import doctor, gc, status
 from genworker.cli.runs import report, runs
 from genworker.cli.schedule import backfill, catalog, retain
+from genworker.cli.submit import submit
 from genworker.cli.train import train
 from genworker.errors import GenworkerError
 
@@ -71,6 +72,7 @@ for command in (
     info,
     show,
     sheet,
+    submit,
     gc,
     doctor,
     backfill,

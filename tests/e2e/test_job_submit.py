@@ -123,6 +123,59 @@ def test_a_submitted_job_publishes(head: Head, tiny_bundle: str, tmp_path: Path)
     assert not [path for path in out.rglob("*") if path.is_file() and head.token.encode() in path.read_bytes()]
 
 
+def submit(head: Head, arguments: Sequence[str], *, working_dir: Path | None, run_id: str = "") -> list[str]:
+    """The command line of `genworker submit`."""
+    flags = ["--address", head.address, f"--run-id={run_id}"]
+    flags += [] if working_dir is None else ["--working-dir", str(working_dir)]
+    return ["genworker", "submit", *flags, *arguments]
+
+
+def test_submitting_twice_runs_once(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
+    """A second submit of the same run attaches to the first, both follow it to its end, and a third says that it is done."""
+    out = tmp_path / "out"
+    job = ["generate", tiny_bundle, "--out", str(out), "--num-samples=600", "--samples-per-shard=100", "--actors=2"]
+    command = submit(head, job, working_dir=head.working_dir, run_id="2026-11-25")
+    with running(command, tmp_path, head.environment) as first:
+        first.wait_until(lambda: "submitted: genworker-generate-" in first.stderr)
+        second = run(command, tmp_path, head.environment)
+        assert first.wait() == 0, first.stdout + first.stderr
+    assert second.process.returncode == 0, second.stdout + second.stderr
+    assert "attached: " in second.stderr
+    for program in (first, second):
+        assert "600 samples in 6 shards" in program.stdout
+    third = run(command, tmp_path, head.environment)
+    assert (third.process.returncode, third.stdout) == (0, "")
+    assert "-2026-11-25 has succeeded already" in third.stderr
+    assert verify(str(out)) == []
+
+
+def test_a_failed_job_is_submitted_anew(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
+    """The exit code and message of the job come out, and the same submit tries again under the next id."""
+    job = ["generate", str(tmp_path / "nothing"), "--out", str(tmp_path / "out"), "--num-samples=600"]
+    command = submit(head, job, working_dir=None)  # with the genworker that is installed on the cluster
+    first, second = (run(command, tmp_path, head.environment) for _ in range(2))
+    for program in (first, second):
+        assert program.process.returncode == 1
+        assert "there is no bundle" in program.stdout
+        assert "Traceback" not in program.stdout + program.stderr
+    assert first.stderr.split()[1] + "-retry1" == second.stderr.split()[1]
+
+
+def test_wrong_addresses_and_tokens_are_said_plainly(head: Head, tmp_path: Path) -> None:
+    """One message each, which says what to do."""
+    job = ["generate", "bundle", "--out", "out", "--num-samples=1"]
+    nobody = f"http://127.0.0.1:{free_port()}"
+    for environment, address, message in (
+        (head.environment, nobody, "nobody answers"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}, head.address, "refuses the token"),
+        ({}, head.address, "refuses the token"),
+    ):
+        program = run(["genworker", "submit", "--address", address, *job], tmp_path, environment)
+        assert program.process.returncode == 1
+        assert message in program.stderr
+        assert "Traceback" not in program.stderr
+
+
 def test_a_submitted_job_that_fails_says_why(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
     """More actors than the cluster holds: the job fails with that message, and `ray job submit` with it."""
     entry = [

@@ -100,6 +100,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.job",
         "cluster",
         "doctor.cluster",
+        "submit",
     ),
     6: ("cli.*",),
 }

@@ -1,0 +1,75 @@
+"""genworker submit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--address", required=True, envvar="RAY_DASHBOARD_ADDRESS", metavar="URL", help="http://HOST:8265.")
+@click.option("--run-id", default="", help="Tells runs of one command apart, for example a date.")
+@click.option(
+    "--working-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder to send along. Default: what the cluster's image has.",
+)
+@click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="Of the job's environment; no secrets.")
+@click.option("--driver-cpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: on the head.")
+@click.option(
+    "--ca-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Certificate authority of an https address.",
+)
+@click.option("--detach", is_flag=True, help="Return once it is submitted.")
+@click.argument("command")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def submit(
+    *,
+    address: str,
+    run_id: str,
+    working_dir: Path | None,
+    variables: tuple[str, ...],
+    driver_cpus: float,
+    ca_file: Path | None,
+    detach: bool,
+    command: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run genworker COMMAND (train, generate or evaluate) with its ARGUMENTS as a job of the Ray cluster at --address.
+
+    What it prints is followed, and its exit code is returned. The job's id follows from the command, the content of its
+    spec and --run-id: the same submit again attaches to the job, says that it is done, or, where it failed, goes on.
+    Ctrl-C leaves the job running.
+    """
+    from genworker.cli.display import console
+    from genworker.errors import UsageError
+    from genworker.submit import Cluster, Request
+
+    pairs = dict(text.partition("=")[::2] for text in variables)
+    if bad := [text for text in variables if "=" not in text]:
+        raise UsageError(f"--env {bad[0]!r}: write it as NAME=VALUE")
+    request = Request(command, arguments, run_id, working_dir, pairs, driver_cpus)
+    request.check()
+    cluster = Cluster(address, ca_file)
+    job_id, status = cluster.submit(request)
+    if status is None:
+        console.print(f"submitted: {job_id}", soft_wrap=True)
+    elif status.is_terminal():
+        console.print(f"done:      {job_id} has succeeded already", soft_wrap=True)
+        return
+    else:
+        console.print(f"attached:  {job_id} is {status.lower()}", soft_wrap=True)
+    if detach:
+        return
+    try:
+        code = cluster.follow(job_id, lambda text: click.echo(text, nl=False))
+    except KeyboardInterrupt:
+        console.print(
+            f"\nThe job goes on. Submit the same again to follow it; stop it with: "
+            f"ray job stop --address {address} {job_id}",
+            soft_wrap=True,
+        )
+        raise SystemExit(130) from None
+    raise SystemExit(code)
