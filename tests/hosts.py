@@ -128,7 +128,9 @@ class Network:
         process = subprocess.Popen(host.command(command), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
-        server = S3Server("moto", f"http://{host.address}:{S3_PORT}", "test", secrets.token_hex(8), process)
+        server = S3Server(
+            "moto", f"http://{host.address}:{S3_PORT}", "test", secrets.token_hex(8), process, self._folder / "moto.log"
+        )
         probe = host.command(
             [sys.executable, "-c", f"import socket; socket.create_connection(('{host.address}', {S3_PORT}))"]
         )
