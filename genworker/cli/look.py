@@ -184,7 +184,7 @@ def _dataset_facts(store: Store) -> dict[str, Any]:
             "num_bytes": manifest.num_bytes,
         }
     elif plan is not None:
-        stored = len(list(store.list(DATA_PREFIX)))
+        stored = sum(plan.shard_index_of(info.key) is not None for info in store.list(DATA_PREFIX))
         facts |= {"num_samples": plan.num_samples, "shards_stored": stored, "num_shards": plan.num_shards}
     if plan is not None:
         facts |= {

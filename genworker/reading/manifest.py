@@ -131,6 +131,5 @@ def _what_is_there(store: Store) -> str:
         return "there is no plan either, so this is no dataset of genworker; check the URL"
     if isinstance(plan, Fault):
         return f"and the plan cannot be read: {plan}"
-    expected = {task.key for task in plan.tasks()}
-    num_shards = sum(info.key in expected for info in store.list(DATA_PREFIX))
+    num_shards = sum(plan.shard_index_of(info.key) is not None for info in store.list(DATA_PREFIX))
     return f"the job has not finished ({num_shards} of {plan.num_shards} shards are there); {_RESUME}"
