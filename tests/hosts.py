@@ -122,15 +122,14 @@ class Network:
 
     def object_store(self, host: Host) -> S3Server:
         """Start an S3 server that honours create-only puts; its log is ``moto.log`` in the folder."""
-        log = (self._folder / "moto.log").open("wb")
-        self._stack.callback(log.close)
-        command = [sys.executable, "-m", "moto.server", "-H", host.address, "-p", str(S3_PORT)]
-        process = subprocess.Popen(host.command(command), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        path = self._folder / "moto.log"
+        command = host.command([sys.executable, "-m", "moto.server", "-H", host.address, "-p", str(S3_PORT)])
+        with path.open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
-        server = S3Server(
-            "moto", f"http://{host.address}:{S3_PORT}", "test", secrets.token_hex(8), process, self._folder / "moto.log"
-        )
+        endpoint = f"http://{host.address}:{S3_PORT}"
+        server = S3Server("moto", endpoint, "test", secrets.token_hex(8), process, path, {})
         probe = host.command(
             [sys.executable, "-c", f"import socket; socket.create_connection(('{host.address}', {S3_PORT}))"]
         )
