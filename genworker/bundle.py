@@ -20,9 +20,10 @@ from torch import nn
 
 from genworker import families
 from genworker.config import Spec, digest_of
-from genworker.errors import BundleError, ObjectMissingError
+from genworker.errors import BundleError, ObjectMissingError, UsageError
 from genworker.families import AnyFamilyConfig
-from genworker.families.base import FamilyConfig, Generator, Scorer
+from genworker.families.base import Family, FamilyConfig, Generator, Scorer
+from genworker.families.building import build_without_memory
 from genworker.schema import ImageSchema
 from genworker.stores.base import Store
 
@@ -138,7 +139,7 @@ class Bundle:
                 f"{self._origin}: {BUNDLE_KEY} beside it says networks {list(self.info.networks)}, a bundle of {name} "
                 f"has {list(family.served)}; it was damaged or made by another version of genworker"
             )
-        return _loaded(family.build(), family.served, self._weights, self._origin, name)
+        return _loaded(family, name, family.served, self._weights, self._origin)
 
     def generator(self) -> Generator:
         """The generating network, on the CPU, float32."""
@@ -161,7 +162,7 @@ class Bundle:
                 f"{self.info.family.name} it is {list(family.scoring)}; it was damaged or made by another version of genworker"
             )
         origin = self._origin.removesuffix(WEIGHTS_KEY) + SCORER_KEY
-        return family, _loaded(family.build(), family.scoring, self._scorer, origin, self.info.family.name)
+        return family, _loaded(family, self.info.family.name, family.scoring, self._scorer, origin)
 
     def save(self, store: Store, prefix: str = "") -> None:
         """Write the bundle below ``prefix``: weights first, then the JSON that vouches for them. All are replaced.
@@ -181,15 +182,23 @@ def _to_bytes(networks: nn.ModuleDict) -> bytes:
     return data
 
 
-def _loaded(built: nn.ModuleDict, names: tuple[str, ...], weights: bytes, origin: str, family: str) -> nn.ModuleDict:
-    modules = nn.ModuleDict({name: built[name] for name in names})
+def _loaded(family: Family, kind: str, names: tuple[str, ...], weights: bytes, origin: str) -> nn.ModuleDict:
     try:
-        modules.load_state_dict(safetensors.torch.load(weights))
-    except (RuntimeError, KeyError, safetensors.SafetensorError) as err:
+        # A forged config asks for no memory: what is allocated is what the weights hold.
+        built = build_without_memory(family)
+        modules = nn.ModuleDict({name: built[name] for name in names})
+        tensors = {name: tensor.clone() for name, tensor in safetensors.torch.load(weights).items()}
+        for name, tensor in modules.state_dict().items():
+            if name in tensors and tensors[name].dtype != tensor.dtype:
+                raise BundleError(f"{origin}: {name} is {tensors[name].dtype}, expected {tensor.dtype}")
+        modules.load_state_dict(tensors, assign=True)
+    except (RuntimeError, KeyError, ValueError, OverflowError, UsageError, safetensors.SafetensorError) as err:
         raise BundleError(
-            f"{origin}: does not fit a {family} of the config beside it; it was damaged or made by another "
-            f"version of genworker: {textwrap.shorten(str(err), 500)}"
+            f"{origin}: does not fit a {kind} of the config beside it; it was damaged or made by another version of "
+            f"genworker: {textwrap.shorten(str(err), 500)}"
         ) from err
+    missing = [name for name, tensor in modules.named_buffers() if tensor.is_meta]
+    assert not missing, f"buffers {missing} are no part of the state_dict"
     return modules.requires_grad_(False).eval()
 
 

@@ -27,9 +27,9 @@ class ImageSchema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: Annotated[int, Field(ge=1, le=4)]
-    height: Annotated[int, Field(ge=1)]
-    width: Annotated[int, Field(ge=1)]
-    num_classes: Annotated[int, Field(ge=0)] = 0
+    height: Annotated[int, Field(ge=1, le=2**17)]
+    width: Annotated[int, Field(ge=1, le=2**17)]
+    num_classes: Annotated[int, Field(ge=0, le=2**24)] = 0
     class_names: tuple[str, ...] = ()
 
     @property

@@ -77,7 +77,8 @@ class FilteredResample(nn.Module):
         self.channels = nn.Conv2d(wide, narrow, 1, bias=False) if wide != narrow else nn.Identity()
         if isinstance(self.channels, nn.Conv2d):
             initialise(self.channels, LINEAR_GAIN)
-        taps = torch.tensor([1.0, 2.0, 1.0]) / (2.0 if up else 4.0)
+        # A constant of no state: here also when networks are built without memory, on torch's meta device.
+        taps = torch.tensor([1.0, 2.0, 1.0], device="cpu") / (2.0 if up else 4.0)
         self.register_buffer("kernel", taps[:, None] * taps[None, :], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
