@@ -44,6 +44,13 @@ class Steady:
         raise SourceError("refused")
 
 
+class Idle(Steady):
+    """Makes every shard at once."""
+
+    def make(self, task: Task, attempt: int) -> Receipt:
+        return receipt_for(task, attempt)
+
+
 class Raising(Steady):
     """Fails ``times`` times at every shard whose index is a multiple of four."""
 
