@@ -34,6 +34,11 @@ class Spec(BaseModel):
         return canonical_json(self.model_dump(mode="json"))
 
     @classmethod
+    def read(cls, text: bytes) -> Self:
+        """Parse stored JSON. Raises pydantic's ValidationError."""
+        return cls.model_validate_json(text)
+
+    @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str) -> Self:
         """Validate ``values``.
 

@@ -18,10 +18,11 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 from pydantic import ValidationError
 
 from genworker import bundle as bundles
-from genworker.bulk.layout import Layout, Stored, getter
+from genworker.bulk.layout import Layout, getter
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     CALIBRATION_KEY,
@@ -36,7 +37,9 @@ from genworker.bulk.plan import (
     Task,
     differences,
 )
-from genworker.bulk.records import Failure, Manifest, Receipt, ReceiptBatch, ShardEntry, Success
+from genworker.bulk.receipt_table import ReceiptTable
+from genworker.bulk.records import Failure, Manifest, Receipt, ReceiptBatch, Success
+from genworker.bulk.shard_table import ShardTable
 from genworker.bundle import Bundle
 from genworker.config import canonical_json
 from genworker.errors import (
@@ -193,7 +196,7 @@ def write_failure(store: Store, plan: Plan, error: str, shards_done: int) -> Non
         store.put(f"{FAILURES_PREFIX}{failure.at:.0f}-{hashlib.sha256(text).hexdigest()[:16]}.json", text)
 
 
-def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None = None) -> dict[int, Receipt]:
+def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None = None) -> ReceiptTable:
     """What was committed so far, by shard index, from storage alone.
 
     A shard that is stored but named by no receipt (the driver died in between) is opened and checked to be the plan's own.
@@ -211,20 +214,17 @@ def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None =
             f"{store.url}/{strangers[0]}: is no shard of plan {plan.plan_id}; nothing else may lie under {DATA_PREFIX}: "
             "move it away and run the command again"
         )
-    found: dict[int, Receipt] = {}
-    for index, stored in sorted(there.items()):
-        if not stored.complete:  # its files are there in part; making it again finds them equal
-            continue
-        receipt, task = receipts.get(index), plan.task(index)
-        if receipt is None:
-            receipt = adopt(store, plan, task)
-        if (stored.num_objects, stored.num_bytes) != (layout.num_objects(task), receipt.num_bytes):
-            raise DatasetError(
-                f"{store.url}/{task.key}: has {stored.num_bytes} bytes{_in_objects(stored.num_objects)}, its receipt says "
-                f"{receipt.num_bytes}{_in_objects(layout.num_objects(task))}; it was changed after it was written: remove "
-                "it and run the command again"
-            )
-        found[index] = receipt
+    # Where the object under the key is missing, files are there in part; making the shard again finds them equal.
+    found, whole = ReceiptTable.of(plan.num_shards, receipts).where(there.complete), layout.whole()
+    for index in map(int, np.flatnonzero(there.complete & ~found.there)):
+        found[index] = adopt(store, plan, plan.task(index))
+    changed = there.complete & ((there.num_objects != whole) | (there.num_bytes != found.num_bytes))
+    for index in map(int, np.flatnonzero(changed)):
+        raise DatasetError(
+            f"{store.url}/{plan.shard_key(index)}: has {there.num_bytes[index]} bytes{_in_objects(there.num_objects[index])}, "
+            f"its receipt says {found.num_bytes[index]}{_in_objects(whole[index])}; it was changed after it was written: "
+            "remove it and run the command again"
+        )
     return found
 
 
@@ -247,9 +247,9 @@ def _in_objects(count: int) -> str:
     return f" in {count} objects" if count > 1 else ""
 
 
-def read_receipts(store: Store, plan: Plan) -> Mapping[int, Receipt]:
+def read_receipts(store: Store, plan: Plan) -> ReceiptTable:
     """All receipts of the plan by shard index. Raises DeterminismError when two disagree."""
-    receipts: dict[int, Receipt] = {}
+    receipts = ReceiptTable(plan.num_shards)
     for info in store.list(RECEIPTS_PREFIX):
         try:
             batch = ReceiptBatch.model_validate_json(store.get(info.key))
@@ -258,6 +258,11 @@ def read_receipts(store: Store, plan: Plan) -> Mapping[int, Receipt]:
         if batch.plan_id != plan.plan_id:
             raise DatasetError(f"{store.url}/{info.key}: belongs to plan {batch.plan_id}, not {plan.plan_id}")
         for receipt in batch.receipts:
+            if receipt.shard_index >= plan.num_shards:
+                raise DatasetError(
+                    f"{store.url}/{info.key}: names shard {receipt.shard_index}, the plan has {plan.num_shards}; it was "
+                    "damaged: remove it and run the command again"
+                )
             other = receipts.setdefault(receipt.shard_index, receipt)
             if other.sha256 != receipt.sha256:
                 raise DeterminismError(
@@ -297,36 +302,26 @@ def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manife
         DatasetError: shards are missing, or data/ holds anything but the shards that the receipts describe.
         DeterminismError: another manifest is there.
     """
-    missing = [index for index in range(plan.num_shards) if index not in receipts]
-    if missing:
+    table = ReceiptTable.of(plan.num_shards, receipts)
+    if not table.there.all():
+        missing = np.flatnonzero(~table.there)
         raise DatasetError(f"{store.url}: {len(missing)} of {plan.num_shards} shards are missing, first {missing[0]}")
-    shards = tuple(
-        ShardEntry(
-            key=plan.shard_key(index),
-            num_samples=receipts[index].num_samples,
-            num_bytes=receipts[index].num_bytes,
-            sha256=receipts[index].sha256,
-        )
-        for index in range(plan.num_shards)
-    )
     layout = Layout(plan)
     there, wrong = layout.survey(store.list(DATA_PREFIX))
-    for index, shard in enumerate(shards):
-        stored = there.get(index, Stored())
-        whole = (layout.num_objects(plan.task(index)), shard.num_bytes)
-        if (stored.num_objects, stored.num_bytes) != whole or not stored.complete:
-            wrong.append(shard.key)
+    same = there.complete & (there.num_objects == layout.whole()) & (there.num_bytes == table.num_bytes)
+    wrong += [plan.shard_key(int(index)) for index in np.flatnonzero(~same)[:1]]
     if wrong:
         raise DatasetError(
             f"{store.url}/{wrong[0]}: is foreign, missing or of another size than its receipt says; nothing was "
             f"published: find out what changes objects under {DATA_PREFIX}, then run the command again"
         )
+    keys = map(plan.shard_key, range(plan.num_shards))
     manifest = Manifest(
         plan_id=plan.plan_id,
         plan=plan,
-        num_samples=sum(shard.num_samples for shard in shards),
-        num_bytes=sum(shard.num_bytes for shard in shards),
-        shards=shards,
+        num_samples=int(table.num_samples.sum()),
+        num_bytes=int(table.num_bytes.sum()),
+        shards=ShardTable(keys, table.num_samples, table.num_bytes, table.sha256),
     )
     text = manifest.canonical().encode()
     _put_equal(store, MANIFEST_KEY, text)
@@ -339,7 +334,7 @@ def published(store: Store) -> Manifest | None:
     """The manifest, if the dataset is complete (both the manifest and _SUCCESS are there)."""
     try:
         store.head(SUCCESS_KEY)
-        return Manifest.model_validate_json(store.get(MANIFEST_KEY))
+        return Manifest.read(store.get(MANIFEST_KEY))
     except ObjectMissingError:
         return None
     except (ValidationError, json.JSONDecodeError) as err:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from genworker.bulk.plan import Plan, Task
 from genworker.errors import DatasetError, ObjectMissingError
@@ -17,13 +19,19 @@ from genworker.formats.base import Get
 from genworker.stores.base import ObjectInfo, Store
 
 
-@dataclass
 class Stored:
-    """What is there of one shard: how many objects, their bytes, and whether the one under its key is among them."""
+    """What is there of each shard, as columns, because there may be a million.
 
-    num_objects: int = 0
-    num_bytes: int = 0
-    complete: bool = False
+    Attributes:
+        num_objects: int64 [num_shards].
+        num_bytes: int64 [num_shards].
+        complete: bool [num_shards]; whether the object under the shard's key is there.
+    """
+
+    def __init__(self, num_shards: int) -> None:
+        self.num_objects = np.zeros(num_shards, np.int64)
+        self.num_bytes = np.zeros(num_shards, np.int64)
+        self.complete = np.zeros(num_shards, np.bool_)
 
 
 class Layout:
@@ -59,19 +67,30 @@ class Layout:
             if name is not None:
                 yield beside_key(task.key, name)
 
-    def survey(self, infos: Iterable[ObjectInfo]) -> tuple[dict[int, Stored], list[str]]:
-        """What is there of each shard of which anything is, by shard index, and the keys of strangers."""
-        found: dict[int, Stored] = {}
+    def whole(self) -> npt.NDArray[np.int64]:
+        """How many objects each shard has when all are there, int64 [num_shards]."""
+        plan = self._plan
+        if self._format.beside_name(0) is None:
+            return np.ones(plan.num_shards, np.int64)
+        counts = np.full(plan.num_shards, 1 + plan.samples_per_shard, np.int64)
+        counts[-1] = self.num_objects(plan.task(plan.num_shards - 1))
+        return counts
+
+    def survey(self, infos: Iterable[ObjectInfo]) -> tuple[Stored, list[str]]:
+        """What is there of each shard, and the keys of strangers."""
+        found = Stored(self._plan.num_shards)
         strangers = []
         for info in infos:
-            index = self.owner(info.key)
+            index = self._plan.shard_index_of(info.key)
+            if index is not None:
+                found.complete[index] = True
+            else:
+                index = self.owner(info.key)
             if index is None:
                 strangers.append(info.key)
                 continue
-            stored = found.setdefault(index, Stored())
-            stored.num_objects += 1
-            stored.num_bytes += info.size
-            stored.complete |= self._plan.shard_index_of(info.key) is not None
+            found.num_objects[index] += 1
+            found.num_bytes[index] += info.size
         return found, strangers
 
 

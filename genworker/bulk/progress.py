@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from genworker.bulk.plan import Plan
+from genworker.bulk.receipt_table import ReceiptTable
 from genworker.bulk.records import Receipt
 
 
@@ -75,8 +76,8 @@ class Reporter:
         """Start the clock, with what earlier runs have made."""
         self._started = time.monotonic()
         self.plan, self._plan_id, self._done = plan, plan.plan_id, len(receipts)
-        self._samples = sum(receipt.num_samples for receipt in receipts.values())
-        self._bytes = sum(receipt.num_bytes for receipt in receipts.values())
+        table = ReceiptTable.of(plan.num_shards, receipts)
+        self._samples, self._bytes = int(table.num_samples.sum()), int(table.num_bytes.sum())
         self._on_progress(self.progress)
 
     def made(self, receipt: Receipt) -> None:

@@ -15,8 +15,7 @@ beside others of the same plan: all that it knows it can read back, and every pu
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from enum import Enum
 
 from genworker.bulk import commit
@@ -26,8 +25,11 @@ from genworker.bundle import Bundle
 from genworker.errors import GenworkerError, StoreError
 from genworker.stores.base import Store
 
-RECEIPTS_PER_OBJECT = 256
-SECONDS_PER_OBJECT = 5.0
+# A driver that is killed leaves receipts unwritten, and its successor reads those shards: few, or a small part of what is
+# there. So batches grow with the job, and a million shards take hundreds of objects.
+RECEIPTS_PER_OBJECT = 16
+_MOST_RECEIPTS_PER_OBJECT = 4096
+_PART_OF_DONE = 32
 
 Makers = Callable[[Iterator[Task]], Iterator[Receipt]]
 
@@ -54,7 +56,7 @@ class Driver:
         make: makes and commits the tasks that it is given, each once, and yields receipts in any order.
         on_recalled: told of the receipts that were there, once.
         on_made: told of each new receipt.
-        receipts_per_object: how many receipts wait at most before they are stored.
+        receipts_per_object: how many receipts wait before they are stored, more in large jobs.
 
     Attributes:
         state: where the driver stands.
@@ -75,13 +77,12 @@ class Driver:
         receipts_per_object: int = RECEIPTS_PER_OBJECT,
     ) -> None:
         self.state = State.CLAIM
-        self.receipts: dict[int, Receipt] = {}
+        self.receipts: MutableMapping[int, Receipt] = {}
         self.waiting: list[Receipt] = []
         self.manifest: Manifest | None = None
         self._store, self._plan, self._bundle, self._make = store, plan, bundle, make
         self._on_recalled, self._on_made = on_recalled, on_made
         self._receipts_per_object = receipts_per_object
-        self._recorded_at = time.monotonic()
         self._made: Iterator[Receipt] | None = None
         self._steps: dict[State, Callable[[], State]] = {
             State.CLAIM: self._claim,
@@ -128,28 +129,25 @@ class Driver:
         recorded = commit.read_receipts(self._store, self._plan)
         self.receipts = commit.committed(self._store, self._plan, recorded)
         # Shards that were adopted get a receipt with the first batch.
-        self.waiting = [self.receipts[index] for index in sorted(self.receipts.keys() - recorded.keys())]
+        self.waiting = [self.receipts[index] for index in self.receipts if index not in recorded]
         self._on_recalled(self.receipts)
-        self._recorded_at = time.monotonic()
         return State.MAKE
 
     def _take(self) -> State:
         if self._made is None:
-            done = frozenset(self.receipts)
-            self._made = self._make(task for task in self._plan.tasks() if task.shard_index not in done)
+            self._made = self._make(task for task in self._plan.tasks() if task.shard_index not in self.receipts)
         receipt = next(self._made, None)
         if receipt is None:
             return State.RECORD if self.waiting else State.PUBLISH
         self.receipts[receipt.shard_index] = receipt
         self.waiting.append(receipt)
         self._on_made(receipt)
-        full = len(self.waiting) >= self._receipts_per_object
-        return State.RECORD if full or time.monotonic() - self._recorded_at > SECONDS_PER_OBJECT else State.MAKE
+        batch = max(self._receipts_per_object, min(len(self.receipts) // _PART_OF_DONE, _MOST_RECEIPTS_PER_OBJECT))
+        return State.RECORD if len(self.waiting) >= batch else State.MAKE
 
     def _record(self) -> State:
         commit.write_receipts(self._store, self._plan, self.waiting)
         self.waiting = []
-        self._recorded_at = time.monotonic()
         return State.MAKE
 
     def _publish(self) -> State:

@@ -5,15 +5,14 @@ These models are the only thing that readers and writers of a dataset share besi
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from genworker.bulk.plan import Plan
+from genworker.bulk.shard_table import Sha256, Shards, ShardTable
 from genworker.bulk.stages import StageSeconds
-from genworker.config import Spec
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+from genworker.config import Spec, canonical_json
 
 
 class Receipt(Spec):
@@ -49,18 +48,6 @@ class Failure(Spec):
     at: float = Field(description="seconds since the epoch, by the driver's clock")
 
 
-class ShardEntry(Spec):
-    """One shard in the manifest.
-
-    ``sha256`` is of the object under ``key``, which vouches for any files beside it; ``num_bytes`` counts these too.
-    """
-
-    key: str
-    num_samples: Annotated[int, Field(ge=1)]
-    num_bytes: Annotated[int, Field(ge=1)]
-    sha256: Sha256
-
-
 class Manifest(Spec):
     """_manifest.json: the dataset exists when this object does. Shards stand in sample order."""
 
@@ -69,7 +56,23 @@ class Manifest(Spec):
     plan: Plan
     num_samples: Annotated[int, Field(ge=1)]
     num_bytes: Annotated[int, Field(ge=1)]
-    shards: tuple[ShardEntry, ...]
+    shards: Shards
+
+    @classmethod
+    def read(cls, text: bytes) -> Self:
+        """What `model_validate_json` gives; for the JSON that genworker writes, without a million objects on the way."""
+        scanned = ShardTable.scan(text)
+        if scanned is None:
+            return cls.model_validate_json(text)
+        table, rest = scanned
+        return cls.model_validate_json(rest).model_copy(update={"shards": table})
+
+    def canonical(self) -> str:
+        """See `Spec.canonical`; a million shards are never objects at a time."""
+        head, gap, tail = canonical_json(self.model_dump(mode="json", exclude={"shards"}) | {"shards": []}).rpartition(
+            '"shards":[]'
+        )
+        return "".join([head, gap[:-1], *ShardTable.of(self.shards).canonical(), gap[-1:], tail])
 
 
 class Success(Spec):

@@ -75,7 +75,7 @@ def examine(store: Store) -> tuple[Manifest | None, list[Fault]]:
 def parse(cls: type[SpecT], key: str, text: bytes) -> SpecT | Fault:
     """Parse a control object, or say the first thing that is wrong with it."""
     try:
-        return cls.model_validate_json(text)
+        return cls.read(text)
     except ValidationError as err:
         problem = err.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])

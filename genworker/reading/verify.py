@@ -16,6 +16,7 @@ import numpy as np
 
 from genworker.bulk.layout import Layout, getter
 from genworker.bulk.plan import DATA_PREFIX, PLAN_KEY, Plan, differences
+from genworker.bulk.shard_table import ShardTable
 from genworker.errors import DatasetError, ObjectMissingError
 from genworker.reading.manifest import Fault, examine, parse
 from genworker.stores import open_store
@@ -93,22 +94,20 @@ class _ShardCheck:
         self._manifest = manifest
         self._format: Format = manifest.plan.open_format()
         self._has_files = self._format.beside_name(0) is not None
-        # Digests tell a shard that lies under another's key from one that was damaged.
-        self._key_of = {entry.sha256: entry.key for entry in manifest.shards}
+        self._shards = ShardTable.of(manifest.shards)
 
     def __call__(self, task: Task) -> Fault | None:
         """The first fault of a shard, or None."""
-        entry = self._manifest.shards[task.shard_index]
+        entry = self._shards[task.shard_index]
         try:
             data = self._store.get(entry.key)
         except ObjectMissingError:
             return Fault(entry.key, "is missing, the manifest names it")
         seen = hashlib.sha256(data).hexdigest()
         if seen != entry.sha256:
-            if seen in self._key_of:
-                return Fault(
-                    entry.key, f"holds the bytes of {self._key_of[seen]}; the two were swapped or one was copied"
-                )
+            # Digests tell a shard that lies under another's key from one that was damaged.
+            if (other := self._shards.find(seen)) is not None:
+                return Fault(entry.key, f"holds the bytes of {other}; the two were swapped or one was copied")
             if not self._has_files and len(data) != entry.num_bytes:
                 change = "cut short" if len(data) < entry.num_bytes else "longer"
                 return Fault(entry.key, f"is {change}: {len(data)} bytes, the manifest says {entry.num_bytes}")

@@ -169,7 +169,9 @@ def pool(num_tasks: int) -> None:
     from genworker.bulk.plan import Task
     from genworker.bulk.pool import ShardPool
 
-    ray.init(address="local", num_cpus=NUM_ACTORS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        address="local", num_cpus=NUM_ACTORS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
     remote = ray.remote(actors.Idle).options(num_cpus=0, max_restarts=0, max_concurrency=DEPTH)
     shards = ShardPool(remote.remote, fixed(NUM_ACTORS), depth=DEPTH)
     for _ in shards.run(Task(index, index, 1, f"data/{index}") for index in range(100)):

@@ -14,7 +14,8 @@ import numpy as np
 from genworker import codecs, formats
 from genworker.bulk.layout import beside_key
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY, Column, Numerics, Plan, Task
-from genworker.bulk.records import Manifest, Receipt, ReceiptBatch, ShardEntry, Success
+from genworker.bulk.records import Manifest, Receipt, ReceiptBatch, Success
+from genworker.bulk.shard_table import ShardEntry
 from genworker.config import canonical_json
 from genworker.formats.base import Put
 from genworker.schema import NO_EXTRAS, Extras, ImageSchema, SampleBatch

@@ -84,7 +84,7 @@ def finish(store: Store) -> bytes:
     receipts = commit.committed(store, PLAN)
     made = commit_shards(store, *(index for index in range(PLAN.num_shards) if index not in receipts))
     commit.write_receipts(store, PLAN, made)
-    commit.publish(store, PLAN, receipts | {receipt.shard_index: receipt for receipt in made})
+    commit.publish(store, PLAN, {**receipts, **{receipt.shard_index: receipt for receipt in made}})
     return store.get(MANIFEST_KEY)
 
 

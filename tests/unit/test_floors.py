@@ -25,6 +25,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.plan",
         "bulk.layout",
         "bulk.records",
+        "bulk.shard_table",
+        "bulk.receipt_table",
         "bulk.stages",
         "bulk.commit",
         "bulk.protocol",
