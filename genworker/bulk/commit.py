@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from genworker import bundle as bundles
-from genworker.bulk.layout import Layout, getter
+from genworker.bulk.layout import Layout, Stored, getter
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     CALIBRATION_KEY,
@@ -228,17 +228,17 @@ def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None =
     return found
 
 
-def _survey(store: Store, layout: Layout, plan: Plan) -> tuple[dict[int, Stored], list[str]]:
+def _survey(store: Store, layout: Layout, plan: Plan) -> tuple[Stored, list[str]]:
     """What is there of each shard.
 
     A listing takes a while, in which another driver may put a shard's files behind it and the shard's key before it; so what
     lacks files is looked at again, until it lacks them in a listing that began later.
     """
-    lacked: set[int] = set()
+    lacked, whole = np.zeros(plan.num_shards, np.bool_), layout.whole()
     while True:
         there, strangers = layout.survey(store.list(DATA_PREFIX))
-        lacks = {i for i, s in there.items() if s.complete and s.num_objects < layout.num_objects(plan.task(i))}
-        if lacks <= lacked:
+        lacks = there.complete & (there.num_objects < whole)
+        if not (lacks & ~lacked).any():
             return there, strangers
         lacked |= lacks
 
