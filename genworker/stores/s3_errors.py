@@ -93,7 +93,8 @@ _UNREACHABLE = (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeo
 
 def code_of(err: Exception) -> str:
     """The error code of a server's reply, ``""`` for anything else; a HEAD reply has only its HTTP status."""
-    return str(err.response.get("Error", {}).get("Code", "")) if isinstance(err, boto.ClientError) else ""
+    # Gateways answer with pages of their own, in which there is no code.
+    return str(err.response.get("Error", {}).get("Code") or "") if isinstance(err, boto.ClientError) else ""
 
 
 def status_of(err: Exception) -> int:
@@ -138,7 +139,11 @@ def _explain_reply(err: boto.ClientError, where: str) -> GenworkerError:
         return UsageError(f"{said}; the store takes no such object: use fewer samples per shard, or a shorter key")
     if advice := _ACCESS.get(code) or _ACCESS.get(status):
         return StoreAccessError(f"{said}; {advice}")
-    return StoreError(said)
+    attempts = 1 + err.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+    return StoreError(
+        f"{said} after {attempts} attempts; run the same command again when the server is well, or let requests be tried more "
+        "often with AWS_MAX_ATTEMPTS"
+    )
 
 
 def _reason(err: Exception) -> str:

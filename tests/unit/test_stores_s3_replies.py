@@ -262,8 +262,13 @@ def test_a_damaged_listing_is_an_error(script: Script, body: bytes) -> None:
         (Reply(500, "InternalError", "write /data/x: No space left on device"), StoreFullError, "make space"),
         (Reply(403, "QuotaExceeded"), StoreFullError, "make space"),
         (Reply(400, "EntityTooLarge"), UsageError, "fewer samples per shard"),
-        (Reply(503, "SlowDown"), StoreError, "SlowDown"),
-        (Reply(500, "InternalError"), StoreError, "InternalError"),
+        (Reply(503, "SlowDown"), StoreError, r"\(SlowDown\) after 1 attempts; run the same command again"),
+        (Reply(500, "InternalError"), StoreError, "InternalError.*AWS_MAX_ATTEMPTS"),
+        (
+            Reply(502, body=b"<Error><Code></Code><Message>bad gateway</Message></Error>"),
+            StoreError,
+            r"gateway \(502\)",
+        ),
     ],
     ids=lambda value: value.code if isinstance(value, Reply) else "",
 )
