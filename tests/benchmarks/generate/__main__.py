@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--bundle", help="URL of a trained bundle with classes, instead of an untrained generator")
     parser.add_argument("--samples", type=int, help="default: by model")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-cold", action="store_true", help="leave out whole processes from a cold start")
     parser.add_argument("--json", type=Path, help="where to store all figures")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -39,7 +40,7 @@ def main() -> None:
             url = flags.bundle or str(Path(folder) / "bundle")
             if not flags.bundle:
                 save_bundle(url, family, schema)
-            found = rounds_of(name, url, samples, flags.rounds, Path(folder))
+            found = rounds_of(name, url, samples, flags.rounds, Path(folder), cold=not flags.no_cold)
         show(name, samples, found)
         rates, seconds = summary(found, samples), cpu(found, samples)
         results[name] = {"samples": samples, "parts": found, "rates": rates, "cpu": seconds}

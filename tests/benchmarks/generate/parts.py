@@ -56,11 +56,15 @@ def measure(part: str, bundle: str, samples: int, folder: Path) -> dict[str, flo
     return found | {"process_seconds": wall}
 
 
-def rounds_of(name: str, url: str, samples: int, rounds: int, folder: Path) -> dict[str, dict[str, float]]:
-    """The medians of all parts' figures over interleaved rounds."""
-    seen: dict[str, list[dict[str, float]]] = {part: [] for part in PARTS}
+def rounds_of(
+    name: str, url: str, samples: int, rounds: int, folder: Path, *, cold: bool
+) -> dict[str, dict[str, float]]:
+    """The medians of all parts' figures over interleaved rounds; whole processes from a cold start only if ``cold``."""
+    parts = [part for part in PARTS if cold or not part.endswith(", cold")]
+    seen: dict[str, list[dict[str, float]]] = {part: [] for part in parts}
     for number in range(rounds):
-        for part in PARTS:
-            print(f"{name}: round {number + 1} of {rounds}: {part}", file=sys.stderr, flush=True)
-            seen[part].append(measure(part, url, samples, folder))
+        for part in parts:
+            found = measure(part, url, samples, folder)
+            seen[part].append(found)
+            print(f"{name}: round {number + 1} of {rounds}: {part}: {json.dumps(found)}", file=sys.stderr, flush=True)
     return {part: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for part, runs in seen.items()}

@@ -28,7 +28,7 @@ def summary(found: Found, samples: int) -> dict[str, float]:
         times = found[part]
         rates[f"{part}, job"] = samples / times["job_seconds"]
         rates[f"{part}, no start-up"] = more / (times["job_seconds"] - times["small_seconds"])
-    for part in ("generate", "ray data"):
+    for part in [part for part in ("generate", "ray data") if f"{part}, cold" in found]:
         rates[f"{part}, whole process"] = samples / found[f"{part}, cold"]["process_seconds"]
     rates["generate, making_seconds"] = samples / found["generate"]["job_making_seconds"]
     return rates
