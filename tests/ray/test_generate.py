@@ -19,11 +19,13 @@ from genworker import bundle as bundles
 from genworker.bulk import commit
 from genworker.bulk.job import JobResult, generate
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY
+from genworker.bulk.pool import ShardPool
 from genworker.bulk.progress import Progress
-from genworker.bulk.request import GenerateSpec
+from genworker.bulk.request import GenerateSpec, make_plan
 from genworker.bulk.shard import resample
 from genworker.errors import BundleError, ClusterError, DatasetError, DeterminismError, PlanError, UsageError
 from genworker.reading import verify
+from genworker.sampling.calibration import Calibration
 from genworker.sampling.engine import Engine
 from genworker.stores import open_store
 from tests.datasets import all_samples, published_digests, stored_shards
@@ -162,6 +164,23 @@ def test_another_plan_is_refused(tiny_bundle: str, finished: str) -> None:
     assert "samples_per_shard: 200 here, 150 there" in message
     assert "write to another URL" in message
     assert published_digests(finished) == before
+
+
+def test_the_numerics_of_a_driver_that_came_first_hold(
+    tiny_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that finds the plan claimed by another with other numerics, after it measured its own, goes on with theirs."""
+    spec, ask = request_for(tiny_bundle, tmp_path / "out", num_samples=300), ShardPool.ask
+
+    def ask_too_slowly(pool: ShardPool, method: str, *args: object) -> Calibration:
+        found: Calibration = ask(pool, method, *args)
+        theirs = found.numerics.model_copy(update={"micro_batch": 64})
+        commit.claim(open_store(spec.out), make_plan(spec, bundles.load_info(open_store(tiny_bundle)), theirs))
+        return found
+
+    monkeypatch.setattr(ShardPool, "ask", ask_too_slowly)
+    assert generate(spec).manifest.plan.numerics.micro_batch == 64
+    assert verify(spec.out) == []
 
 
 def test_another_bundle_is_refused(finished: str, tmp_path: Path) -> None:
