@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -16,28 +17,42 @@ if TYPE_CHECKING:
 SMALL_SHARE = 8
 
 
+_LOOK_SECONDS = 0.2
+
+
 class Clock:
-    """Adds ``<name>_seconds`` and ``<name>_cpu_seconds`` of what happens inside the block to ``found``."""
+    """Adds ``<name>_seconds`` and ``<name>_cpu_seconds`` of what happens inside the block to ``found``.
+
+    A thread looks at all processes again and again, because the time of one that ended is found nowhere afterwards.
+    """
 
     def __init__(self, name: str, found: dict[str, float]) -> None:
         self._name, self._found = name, found
+        self._over = threading.Event()
+        self._looker = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> Self:
-        self._cpu = sum(family().values())
+        self._before = family()
+        self._last = dict(self._before)
+        self._looker.start()
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._found[f"{self._name}_seconds"] = time.perf_counter() - self._start
-        self._found[f"{self._name}_cpu_seconds"] = self.spent()
+        self._over.set()
+        self._looker.join()
+        self._last |= family()
+        spent = sum(seconds - self._before.get(pid, 0.0) for pid, seconds in self._last.items())
+        self._found[f"{self._name}_cpu_seconds"] = spent
 
-    def spent(self) -> float:
-        """CPU seconds since the block began."""
-        return sum(family().values()) - self._cpu
+    def _look(self) -> None:
+        while not self._over.wait(_LOOK_SECONDS):
+            self._last |= family()
 
 
 def family() -> dict[int, float]:
-    """This process and all that descend from it: process id -> CPU seconds, with those of dead children waited for."""
+    """This process and all that descend from it: process id -> its own CPU seconds."""
     seen: dict[int, tuple[int, int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
@@ -46,8 +61,8 @@ def family() -> dict[int, float]:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue  # ended in between
-        # After the name: state, parent, ..., utime, stime, cutime, cstime are fields 11 to 14.
-        seen[int(entry.name)] = (int(fields[1]), sum(int(field) for field in fields[11:15]))
+        # After the name: state, parent, ...; utime and stime are fields 11 and 12.
+        seen[int(entry.name)] = (int(fields[1]), int(fields[11]) + int(fields[12]))
     found = {os.getpid()}
     while more := {pid for pid, (parent, _) in seen.items() if parent in found} - found:
         found |= more
