@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.scale --tasks 100000 --shards 1000000
 
-Two parts. The pool: real tasks through the real ShardPool and real Ray actors that make nothing. The protocol: a plan through the
-driver's own steps, a resume, the manifest, its readers, status and gc, against a store in memory that holds of each shard
-a bit. Prints seconds, CPU, peak memory of this process and requests to the store.
+Two parts. The pool: real tasks through the real ShardPool and real Ray actors that make nothing. The protocol: a plan
+through the driver's own steps, a resume, the manifest, its readers, status and gc, against a store in memory that holds of
+each shard a bit. Prints seconds, CPU, peak memory of this process and requests to the store.
 """
 
 from __future__ import annotations

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from genworker.bulk import commit
 from genworker.bulk.plan import MANIFEST_KEY
 from genworker.reading import verify
+from genworker.stores import open_store
 from tests.datasets import all_samples, published_digests, stored_shards
 from tests.processes import running
 
@@ -86,4 +89,32 @@ def test_ctrl_c_stops_cleanly_and_can_be_resumed(tiny_bundle: str, undisturbed: 
     with running(command(tiny_bundle, out), tmp_path) as second:
         assert second.wait() == 0, second.stderr
     assert f"made:      {(NUM_SHARDS - kept) * NUM_SAMPLES // NUM_SHARDS:,} samples" in second.stdout
+    assert published_digests(str(out)) == undisturbed
+
+
+@pytest.mark.slow
+def test_sigterm_drains_and_can_be_resumed(tiny_bundle: str, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    """SIGTERM lets running shards end, keeps their receipts, says how to go on, and exits with 143."""
+    out = tmp_path / "out"
+    with running(command(tiny_bundle, out), tmp_path) as first:
+        first.wait_until(lambda: is_under_way(out))
+        first.process.terminate()
+        assert first.wait() == 143
+    assert "stopping: no new shards, up to 20 s for" in first.stderr
+    assert "Stopped. What was made stays; run the same command again to go on." in first.stderr
+    assert "Traceback" not in first.stdout + first.stderr
+    store = open_store(str(out))
+    plan = commit.read_plan(store)
+    assert plan is not None
+    # Nothing was cut off: each shard that is there has its receipt.
+    assert {plan.shard_key(index) for index in commit.read_receipts(store, plan)} == set(stored_shards(str(out)))
+    with running([*command(tiny_bundle, out), "--json"], tmp_path) as second:
+        assert second.wait() == 0, second.stderr
+    summary = json.loads(second.stdout)
+    assert summary["shards"] == NUM_SHARDS
+    assert 0 < summary["made"]["shards"] < NUM_SHARDS
+    assert summary["stages"]["forward"] > 0
+    lines = [json.loads(line) for line in second.stderr.splitlines() if line.startswith("{")]
+    assert {line["plan_id"] for line in lines} == {plan.plan_id}
+    assert lines[-1]["shards_done"] == lines[-1]["num_shards"] == NUM_SHARDS
     assert published_digests(str(out)) == undisturbed

@@ -86,6 +86,19 @@ class Dying(Steady):
         return super().make(task, attempt)
 
 
+class Straggling(Steady):
+    """Sleeps so many ``seconds`` over attempts, by (shard, attempt), and makes other bytes in ``wrong`` ones."""
+
+    def __init__(self, seconds: dict[tuple[int, int], float], wrong: tuple[tuple[int, int], ...] = ()) -> None:
+        self._seconds, self._wrong = seconds, wrong
+
+    def make(self, task: Task, attempt: int) -> Receipt:
+        time.sleep(self._seconds.get((task.shard_index, attempt), 0.01))
+        receipt = receipt_for(task, attempt)
+        is_wrong = (task.shard_index, attempt) in self._wrong
+        return receipt.model_copy(update={"sha256": "f" * 64}) if is_wrong else receipt
+
+
 class BrokenFromTheStart(Steady):
     """Its constructor raises, as one does that cannot read its bundle."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray
 
-from genworker.bulk.capacity import fixed
+from genworker.bulk.capacity import Capacity, fixed
 from genworker.bulk.plan import Task
-from genworker.bulk.pool import ShardPool
+from genworker.bulk.pool import Drained, ShardPool
+from genworker.bulk.speculation import Stragglers
+from genworker.bulk.tally import Tally
 from genworker.errors import DeterminismError, JobError, SourceError
 from tests.fakes import actors
 
@@ -172,3 +175,78 @@ def test_asking_an_actor() -> None:
     with pytest.raises(JobError, match="died before it did anything"):
         dead.ask("echo", 1)
     dead.close()
+
+
+def test_a_straggler_is_made_a_second_time() -> None:
+    """When nothing else is left, an idle actor makes the slowest task too, and the job does not wait for the first attempt."""
+    tally = Tally()
+    pool = ShardPool(
+        starter(actors.Straggling, {(5, 0): 60.0}),
+        fixed(2),
+        depth=1,
+        tally=tally,
+        stragglers=Stragglers(least_seconds=0.3),
+    )
+    started = time.monotonic()
+    assert attempts(run(pool)) == {index: int(index == 5) for index in range(NUM_TASKS)}
+    assert time.monotonic() - started < 40.0
+    assert (tally["shards_speculative"], tally["shards_committed"]) == (1, NUM_TASKS)
+
+
+def test_two_attempts_with_other_bytes_end_the_job() -> None:
+    """A second attempt that gives other bytes is a violation of determinism, and both attempts are named."""
+    slow = {(5, 0): 2.0, (6, 0): 60.0, (6, 1): 60.0}  # the last keeps the job open until both attempts at 5 are there
+    pool = ShardPool(
+        starter(actors.Straggling, slow, ((5, 1),)), fixed(3), depth=1, stragglers=Stragglers(least_seconds=0.3)
+    )
+    where = r"by the actor on \S+ pid \d+"
+    with pytest.raises(DeterminismError, match=rf"^data/shard-5: .*attempt 0 {where}; attempt 1 {where}"):
+        run(pool)
+
+
+def test_a_pool_that_is_stopped_waits_for_what_is_running() -> None:
+    """After `stop`, no task is begun, running ones end and give their receipts, and what is too slow is left."""
+    pool = ShardPool(starter(actors.Straggling, {(0, 0): 60.0, (1, 0): 1.0}), fixed(3), depth=1, drain_seconds=4.0)
+    drawn: list[int] = []
+    receipts: list[int] = []
+    stopped_at: list[float] = []
+
+    def noted() -> Iterator[Task]:
+        for task in tasks():
+            drawn.append(task.shard_index)
+            yield task
+
+    def work() -> None:
+        for receipt in pool.run(noted()):
+            receipts.append(receipt.shard_index)
+            if not stopped_at:
+                stopped_at.append(time.monotonic())
+                pool.stop()
+
+    with pytest.raises(Drained):
+        work()
+    assert 3.5 < time.monotonic() - stopped_at[0] < 10.0
+    pool.close()
+    assert sorted(receipts) == sorted(set(drawn) - {0})
+    assert len(drawn) <= 3
+
+
+def test_the_pool_grows_with_the_cluster() -> None:
+    """Room that appears while a job runs is used; no more actors are started than there are tasks left."""
+    begun: list[float] = []
+    start = starter(actors.Steady)
+
+    def counted() -> Any:
+        begun.append(time.monotonic())
+        return start()
+
+    rooms = iter([1, 1])
+    capacity = Capacity(1, None, lambda: next(rooms, 3), wait_seconds=60)
+    pool = ShardPool(counted, capacity, depth=1, poll_seconds=0.05)
+    receipts = []
+    for receipt in pool.run(tasks(200), 200):
+        receipts.append(receipt)
+        time.sleep(0.01)
+    pool.close()
+    assert attempts(receipts) == dict.fromkeys(range(200), 0)
+    assert len(begun) == 3
