@@ -41,7 +41,7 @@ def estimate(spec: GenerateSpec, progress: Progress, num_actors: int) -> dict[st
 
 def sentence(made: dict[str, Any], num_samples: int) -> str:
     """An `estimate` for people."""
-    cost = "" if made["cost"] is None else f", about {made['cost']:.2f} in money"
+    cost = "" if made["cost"] is None else f", which cost about {made['cost']:.2f}"
     return f"estimate: {num_samples:,} samples in about {made['seconds']:,.0f} s{cost}"
 
 

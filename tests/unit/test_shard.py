@@ -97,6 +97,17 @@ def test_the_cut_into_shards_does_not_change_a_sample(bundle: Bundle) -> None:
     assert len(datasets[0]) == 40
 
 
+def test_a_bundle_at_hand_is_not_read_from_the_store(bundle: Bundle) -> None:
+    """An actor that was given the bundle makes the same bytes without reading one; another plan's bundle is refused."""
+    plan = plan_for(bundle)
+    store = new_store()
+    commit.claim(store, plan)
+    task = plan.task(1)
+    assert ShardMaker(store, CPU, 1, bundle).encode(task) == ShardMaker(claimed(bundle), CPU).encode(task)
+    with pytest.raises(BundleError, match="the plan was made for bundle"):
+        ShardMaker(store, CPU, 1, models.bundle_of(seed=1))
+
+
 def test_a_made_shard_is_stored_with_its_receipt(bundle: Bundle) -> None:
     """`make` stores what `encode` gives, and may be repeated."""
     store = claimed(bundle)
@@ -107,6 +118,7 @@ def test_a_made_shard_is_stored_with_its_receipt(bundle: Bundle) -> None:
     assert data == maker.encode(task)
     assert {receipt.sha256 for receipt in receipts} == {hashlib.sha256(data).hexdigest()}
     assert [receipt.attempt for receipt in receipts] == [0, 1]
+    assert [receipt.duplicate for receipt in receipts] == [False, True]
     assert receipts[0].num_samples == 4
 
 
