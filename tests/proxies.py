@@ -239,11 +239,8 @@ class FaultProxy:
             client.close_connection = True
             return
         if fault.kind == "flip" and content:
-            content = (
-                content[: len(content) // 2]
-                + bytes([content[len(content) // 2] ^ 1])
-                + content[len(content) // 2 + 1 :]
-            )
+            at = request.number * 7919 % len(content)  # another place each time
+            content = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
         client.send_response_only(status)
         for name, value in headers:
             if name.lower() not in {"connection", "transfer-encoding", "content-length"}:

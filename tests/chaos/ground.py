@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genworker.bulk.layout import Layout
 from genworker.bulk.plan import DATA_PREFIX, MANIFEST_KEY, SUCCESS_KEY, Plan
 from tests.chaos import jobs
-from tests.chaos.plans import NUM_SHARDS, plan_for
+from tests.chaos.plans import plan_for
 from tests.fakes.bundle import save_bundle
 from tests.proxies import FaultProxy
 from tests.servers import S3Server, moto_server, rclone_server
@@ -150,7 +151,9 @@ def visible(contents: Mapping[str, bytes]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def ground_in(folder: Path, moto: S3Server | None = None, rclone: S3Server | None = None) -> Iterator[Ground]:
+def ground_in(
+    folder: Path, moto: S3Server | None = None, rclone: S3Server | None = None, format: str = "parquet"
+) -> Iterator[Ground]:
     """Set everything up: servers where none are given, the bundle, the plan, and one undisturbed run."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -158,7 +161,7 @@ def ground_in(folder: Path, moto: S3Server | None = None, rclone: S3Server | Non
         rclone = rclone or stack.enter_context(rclone_server(folder / "rclone"))
         restarting = stack.enter_context(rclone_server(folder / "restarting"))
         bundle = save_bundle(str(folder / "bundle"))
-        ground = Ground(folder, moto, rclone, bundle, plan_for(bundle), _forkserver(), restarting)
+        ground = Ground(folder, moto, rclone, bundle, plan_for(bundle, format=format), _forkserver(), restarting)
         place = ground.new_place("folder")
         for _ in range(2):  # the first pays for what is loaded once
             place = ground.new_place("folder")
@@ -169,7 +172,8 @@ def ground_in(folder: Path, moto: S3Server | None = None, rclone: S3Server | Non
         contents = place.contents()
         ground.reference = visible(contents)
         ground.num_bytes = sum(len(data) for data in contents.values())
-        assert len(ground.reference) == NUM_SHARDS + 2
+        num_objects = sum(Layout(ground.plan).num_objects(task) for task in ground.plan.tasks())
+        assert len(ground.reference) == num_objects + 2
         place = ground.new_place("moto")
         with FaultProxy(moto.endpoint, lambda _request: None) as proxy:
             ending = Job(ground, place, proxy.url).wait()

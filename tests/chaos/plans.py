@@ -12,13 +12,14 @@ from genworker.stores import open_store
 NUM_SHARDS, SAMPLES_PER_SHARD = 6, 8
 
 
-def plan_for(bundle: str, num_shards: int = NUM_SHARDS) -> Plan:
+def plan_for(bundle: str, num_shards: int = NUM_SHARDS, format: str = "parquet") -> Plan:
     """The plan of ``num_shards`` shards of the bundle at a URL, with this machine's numerics."""
     values = {
         "bundle": bundle,
         "out": "-",
         "num_samples": num_shards * SAMPLES_PER_SHARD,
         "samples_per_shard": SAMPLES_PER_SHARD,
+        "format": format,
     }
     spec = GenerateSpec.parse(values, origin="chaos")
     info = bundles.load_info(open_store(bundle))
