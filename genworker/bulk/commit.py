@@ -49,12 +49,14 @@ from genworker.errors import (
     ObjectExistsError,
     ObjectMissingError,
     PlanError,
+    StoreError,
 )
 from genworker.reading.shard import naming
 from genworker.sampling.calibration import Calibration
 from genworker.stores.base import Store
 
 _MAX_ERROR_CHARACTERS = 4_000
+_PUTS = 3  # of an object that is said to be there and is not
 
 
 def read_plan(store: Store) -> Plan | None:
@@ -342,10 +344,18 @@ def published(store: Store) -> Manifest | None:
 
 
 def _put_equal(store: Store, key: str, data: bytes) -> None:
-    try:
-        store.put(key, data)
-    except ObjectExistsError as err:
-        if store.get(key) != data:
+    for _ in range(_PUTS):
+        with contextlib.suppress(ObjectExistsError):
+            store.put(key, data)
+            return
+        # "Taken" and "not there" together: a conflict that ended meanwhile, or a deletion; then the key is free again.
+        with contextlib.suppress(ObjectMissingError):
+            if store.get(key) == data:
+                return
             raise DeterminismError(
                 f"{store.url}/{key}: another one is there already, with other content; one plan must give one result"
-            ) from err
+            )
+    raise StoreError(
+        f"{store.url}/{key}: the store says {_PUTS} times that it is taken, and that there is no such object; find out what "
+        "deletes objects there, then run the same command again"
+    )

@@ -23,7 +23,7 @@ from genworker.bulk.plan import (
     SUCCESS_KEY,
 )
 from genworker.bulk.records import Receipt, ReceiptBatch
-from genworker.errors import DatasetError, DeterminismError, ObjectExistsError, PlanError
+from genworker.errors import DatasetError, DeterminismError, ObjectExistsError, PlanError, StoreError
 from genworker.reading import open_dataset, verify
 from genworker.sampling.calibration import Calibration
 from genworker.stores import open_store
@@ -448,6 +448,30 @@ def test_another_manifest_is_not_overwritten(store: Store) -> None:
         commit.publish(store, PLAN, receipts)
     assert store.get(MANIFEST_KEY) == b"other"
     assert SUCCESS_KEY not in keys(store)
+
+
+class Stubborn(MemoryStore):
+    """A store that says of free keys that they are taken, ``times`` times each."""
+
+    times = 1
+
+    def put(self, key: str, data: bytes, *, overwrite: bool = False) -> ObjectInfo:
+        asked = self.__dict__.setdefault("asked", {})
+        asked[key] = asked.get(key, 0) + 1
+        if key.startswith("_") and asked[key] <= self.times:
+            raise ObjectExistsError(f"put {key!r}: taken")
+        return super().put(key, data, overwrite=overwrite)
+
+
+def test_what_is_taken_and_not_there_is_put_again() -> None:
+    """A conflict that ended, or a deletion, does not stop a job at its last step; one that never ends is told."""
+    store = Stubborn(f"memory://{uuid.uuid4().hex}")
+    finish(store)
+    assert verify(store.url) == []
+    store = Stubborn(f"memory://{uuid.uuid4().hex}")
+    store.times = 9
+    with pytest.raises(StoreError, match=f"{MANIFEST_KEY}: the store says 3 times"):
+        finish(store)
 
 
 def test_a_dataset_without_success_is_not_published_yet(store: Store) -> None:
