@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from genworker.errors import ClusterError
 
+_SECONDS_BETWEEN_MESSAGES = 15.0
+_POLL_SECONDS = 0.5
 _MIN_LOCAL_CPUS = 2  # two workers are the least that shows data-parallel work, on one core too
 
 # Freed buffers of convolutions stay in the process instead of being unmapped and faulted in again; measured 1.4-1.9 times
@@ -79,9 +84,12 @@ def _start() -> None:
     )
 
 
-def actor_options(*, num_cpus: int = 1, num_gpus: float = 0) -> dict[str, Any]:
+def actor_options(
+    *, num_cpus: int = 1, num_gpus: float = 0, node_labels: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Ray options of a bulk actor: its resources, no automatic restarts (the pool counts attempts itself)."""
     return {
+        **({"label_selector": dict(node_labels)} if node_labels else {}),
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
         "max_restarts": 0,
@@ -94,31 +102,68 @@ def actor_options(*, num_cpus: int = 1, num_gpus: float = 0) -> dict[str, Any]:
 def room(options: dict[str, Any]) -> int:
     """How many actors of these options the nodes of the cluster can hold, whoever uses them now."""
     needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
-    fits = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            # A hair more, because three times a third of a GPU is a whole one.
-            there = node["Resources"]
-            fits += min(int(there.get(name, 0) / need + 1e-6) for name, need in needs.items() if need)
-    return fits
+    # A hair more, because three times a third of a GPU is a whole one.
+    return sum(
+        min(int(node["Resources"].get(name, 0) / need + 1e-6) for name, need in needs.items() if need)
+        for node in _nodes(options.get("label_selector", {}))
+    )
+
+
+def _nodes(labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The nodes that are alive and have these labels."""
+    return [node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
 
 
 def describe(options: dict[str, Any]) -> str:
     """What an actor needs and what the cluster has, for messages."""
-    there = ray.cluster_resources()
+    labels = options.get("label_selector", {})
     per_actor = f"{options['num_cpus']} CPU" + (f" and {options['num_gpus']:g} GPU" if options["num_gpus"] else "")
-    return (
-        f"each needs {per_actor}; the cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs "
-        f"on {sum(node['Alive'] for node in ray.nodes())} nodes"
-    )
+    return f"each needs {per_actor}; {_inventory(labels)}"
 
 
-def check_workers(workers: int, cpus_per_worker: int, *, use_gpu: bool) -> None:
-    """Raise ClusterError unless the cluster can hold ``workers`` training workers."""
-    there = ray.cluster_resources()
-    cpus, gpus = workers * cpus_per_worker, workers * int(use_gpu)
-    if there.get("CPU", 0) < cpus or there.get("GPU", 0) < gpus:
-        raise ClusterError(
-            f"{workers} workers were asked for, which need {cpus} CPUs and {gpus} GPUs; the cluster has "
-            f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs: lower --workers or add nodes"
-        )
+def _inventory(labels: Mapping[str, str]) -> str:
+    nodes = _nodes(labels)
+    cpus, gpus = (sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    kind = f" labelled {', '.join(f'{key}={value}' for key, value in labels.items())}" if labels else ""
+    return f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes{kind}"
+
+
+def await_workers(
+    workers: int,
+    options: dict[str, Any],
+    *,
+    wait_seconds: float,
+    on_event: Callable[[str], None] = lambda _text: None,
+) -> None:
+    """Wait until the cluster could hold ``workers`` training workers with an actor's ``options``.
+
+    Says what is missing every few seconds. The demand is shown to Ray's autoscaler as a placement group, which is given back.
+
+    Raises:
+        ClusterError: it has not the room, for ``wait_seconds``.
+    """
+    if room(options) >= workers:
+        return
+    labels = options.get("label_selector")
+    bundle = {"CPU": options["num_cpus"], **({"GPU": options["num_gpus"]} if options["num_gpus"] else {})}
+    group, started, told = None, time.monotonic(), -math.inf
+    try:
+        while (fits := room(options)) < workers:
+            waited = time.monotonic() - started
+            seen = f"{workers} workers were asked for, {describe(options)}, enough for {fits}"
+            if waited >= wait_seconds:
+                raise ClusterError(
+                    f"{seen}; waited {waited:.0f} s: lower --workers, add nodes, or raise resources.wait_seconds, then run the "
+                    "same command again"
+                )
+            if group is None:
+                group = placement_group(
+                    [bundle] * workers, bundle_label_selector=[dict(labels)] * workers if labels else None
+                )
+            if waited - told >= _SECONDS_BETWEEN_MESSAGES:
+                told = waited
+                on_event(f"waiting for the cluster: {seen}; gives up in {wait_seconds - waited:.0f} s")
+            time.sleep(_POLL_SECONDS)
+    finally:
+        if group is not None:
+            remove_placement_group(group)

@@ -61,7 +61,11 @@ def tasks_at_once(spec: GenerateSpec) -> int:
 
 def resources(spec: GenerateSpec) -> dict[str, Any]:
     """Ray options of one actor."""
-    return cluster.actor_options(num_cpus=spec.cpus_per_actor, num_gpus=spec.gpus_per_actor if spec.use_gpu else 0)
+    return cluster.actor_options(
+        num_cpus=spec.cpus_per_actor,
+        num_gpus=spec.gpus_per_actor if spec.use_gpu else 0,
+        node_labels=spec.node_labels,
+    )
 
 
 def starter(spec: GenerateSpec, url: str, bundle: ray.ObjectRef) -> Callable[[], Any]:

@@ -66,6 +66,9 @@ class GenerateSpec(Spec):
     use_gpu: bool = False
     gpus_per_actor: Annotated[float, Field(gt=0)] = Field(1.0, description="with use_gpu; below 1, actors share a GPU")
     cpus_per_actor: Count = Field(1, description="to compute with, or to encode beside a GPU")
+    node_labels: dict[str, str] = Field(
+        default_factory=dict, description="Ray labels that the nodes of actors must have; default: any node"
+    )
     max_attempts: Count = 3
     wait_timeout: Annotated[float, Field(ge=0)] = Field(
         300.0, description="seconds to wait for a cluster that holds fewer actors than asked for"

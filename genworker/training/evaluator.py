@@ -48,7 +48,8 @@ class Evaluator:
         self._trained = False
         self._late: list[str] = []
         self._next_due = 0
-        self._task = ray.remote(_measure).options(num_cpus=self._spare_cpus(), max_retries=1)
+        labels = dict(spec.resources.node_labels) or None  # other nodes may not be allowed to write to the run
+        self._task = ray.remote(_measure).options(num_cpus=self._spare_cpus(), max_retries=1, label_selector=labels)
 
     def offer(self, key: str | None) -> None:
         """Take note of the newest checkpoint, and tell what came of an earlier one."""

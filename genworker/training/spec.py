@@ -82,6 +82,12 @@ class ResourceSpec(Spec):
     )
     use_gpu: bool = False
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    node_labels: dict[str, str] = Field(
+        default_factory=dict, description="Ray labels that the nodes of workers must have; default: any node"
+    )
+    wait_seconds: Annotated[float, Field(ge=0)] = Field(
+        300.0, description="how long to wait for a cluster that lacks the room, for an autoscaler to make it"
+    )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="times that lost workers or nodes are replaced, each from the newest checkpoint"
     )

@@ -51,8 +51,12 @@ def train(
     store = open_store(url)
     record.claim(spec, store)
     resources = spec.resources
-    with cluster.connect():
-        cluster.check_workers(resources.fewest_workers, resources.cpus_per_worker, use_gpu=resources.use_gpu)
+    with cluster.connect() as can_grow:
+        needs = cluster.actor_options(
+            num_cpus=resources.cpus_per_worker, num_gpus=int(resources.use_gpu), node_labels=resources.node_labels
+        )
+        wait_seconds = resources.wait_seconds if can_grow else 0.0
+        cluster.await_workers(resources.fewest_workers, needs, wait_seconds=wait_seconds, on_event=on_event)
         board = ray.remote(Board).options(num_cpus=0).remote()
         evaluator = Evaluator(spec, store.url, on_event)
         follower = _Follower(board, evaluator, on_progress, on_event)
@@ -145,6 +149,7 @@ def _fit(spec: TrainSpec, url: str, board: Any, outcome: dict[str, Any]) -> None
             num_workers=resources.workers,
             use_gpu=resources.use_gpu,
             resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
+            label_selector=dict(resources.node_labels) or None,
         ),
         # Ray Train wants a place of its own; it holds nothing that a resume needs.
         run_config=ray.train.RunConfig(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 import genworker
@@ -197,6 +198,16 @@ def test_more_actors_than_the_cluster_holds(tiny_bundle: str, tmp_path: Path, ra
     with pytest.raises(ClusterError, match="GPU"):
         generate(request_for(tiny_bundle, tmp_path / "out", use_gpu=True, wait_timeout=0))
     assert not (tmp_path / "out" / PLAN_KEY).exists()
+
+
+def test_actors_keep_to_labelled_nodes(tiny_bundle: str, finished: str, tmp_path: Path) -> None:
+    """A label that no node has is no room; one that a node has is where the actors go."""
+    labels = {"genworker-group": "generation"}
+    with pytest.raises(ClusterError, match="labelled genworker-group=generation, enough for 0"):
+        generate(request_for(tiny_bundle, tmp_path / "out", node_labels=labels, wait_timeout=0))
+    (node,) = ray.nodes()
+    generate(request_for(tiny_bundle, tmp_path / "out", node_labels={"ray.io/node-id": node["NodeID"]}))
+    assert published_digests(str(tmp_path / "out")) == published_digests(finished)
 
 
 def test_a_missing_bundle_writes_nothing(tmp_path: Path) -> None:

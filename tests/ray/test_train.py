@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import ray
 import torch
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genworker import bundle as bundles
+from genworker import cluster
 from genworker.errors import CheckpointError, ClusterError, SourceError, TrainingError
 from genworker.stores import open_store
 from genworker.training import checkpoint, record, step, trainer
@@ -181,9 +183,23 @@ def test_another_spec_is_refused(ray_cluster: int, tmp_path: Path) -> None:
 
 
 def test_more_workers_than_the_cluster_holds(ray_cluster: int, tmp_path: Path) -> None:
-    """Asking for too many workers names both numbers instead of waiting for nodes that never come."""
-    with pytest.raises(ClusterError, match=rf"9 workers .* need 9 CPUs .*has {ray_cluster} CPUs"):
-        trainer.train(spec_for(resources={"workers": 9}), str(tmp_path))
+    """A cluster that lacks the room is waited for, with a message, and after that time both numbers are named."""
+    events: list[str] = []
+    resources = {"workers": 9, "wait_seconds": 1.0}
+    with pytest.raises(ClusterError, match=rf"9 workers .*1 CPU; .*has {ray_cluster} CPUs .*waited 1 s"):
+        trainer.train(spec_for(resources=resources), str(tmp_path), on_event=events.append)
+    assert len([event for event in events if "waiting for the cluster: 9 workers" in event]) == 1
+    assert "gives up in 1 s" in events[0]
+
+
+def test_workers_keep_to_labelled_nodes(ray_cluster: int, tmp_path: Path) -> None:
+    """Nodes without the label count for nothing; with a label that the node has there is room as before."""
+    (node,) = ray.nodes()
+    there = {"ray.io/node-id": node["NodeID"]}
+    cluster.await_workers(ray_cluster, cluster.actor_options(node_labels=there), wait_seconds=0)
+    resources = {"workers": 1, "wait_seconds": 0.0, "node_labels": {"genworker-group": "training"}}
+    with pytest.raises(ClusterError, match=r"on 0 nodes labelled genworker-group=training, enough for 0"):
+        trainer.train(spec_for(resources=resources), str(tmp_path))
 
 
 @pytest.mark.slow
