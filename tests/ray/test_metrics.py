@@ -22,6 +22,8 @@ def scrape() -> tuple[dict[str, float], dict[str, str]]:
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     text = urllib.request.urlopen(url, timeout=5).read().decode()
     ours = [match for match in SAMPLE.findall(text) if f'role="{ROLE}"' in match[1]]
+    # Alerts tell clusters apart by it.
+    assert all('SessionName="' in labels for _, labels, _ in ours)
     return {name: float(value) for name, _, value in ours}, dict(
         re.findall(rf"^# TYPE ({EXPORT_PREFIX}genworker_\w+) (\w+)$", text, re.MULTILINE)
     )
