@@ -6,6 +6,7 @@ else happened, which is a bug. Checksums that stand in front of a parser are mad
 
 from __future__ import annotations
 
+import copy
 import gzip
 import hashlib
 import io
@@ -144,11 +145,11 @@ def _mutated_json(data: bytes, rng: random.Random) -> bytes:
         if kind == 0:
             del parent[key]
         elif kind == 1 and isinstance(parent, dict):
-            parent[rng.choice(["x", "name", "version", "", key + "_"])] = rng.choice(_ODD_VALUES)
+            parent[rng.choice(["x", "name", "version", "", key + "_"])] = copy.deepcopy(rng.choice(_ODD_VALUES))
         elif kind == 2 and isinstance(parent[key], int | float):
             parent[key] = rng.choice([parent[key] + 1, parent[key] * 1000, -parent[key], *_ODD_NUMBERS])
         else:
-            parent[key] = rng.choice(_ODD_VALUES)
+            parent[key] = copy.deepcopy(rng.choice(_ODD_VALUES))
     return json.dumps(value).encode()
 
 
@@ -254,7 +255,11 @@ def _shard_parser(format: str) -> Parser:
 
     def parse(data: bytes) -> object:
         reader = maker.reader(_with_crc(data) if format == "webdataset" else data, files.__getitem__)
-        return [list(reader.batches()), reader.sample_indices(), reader.read_row(len(reader.sample_indices()) - 1)]
+        count = len(reader.sample_indices())
+        return [
+            list(reader.batches()),
+            [reader.read_row(row) for row in {0, count // 2, count - 1} if 0 <= row < count],
+        ]
 
     return Parser(tuple(seeds), parse)
 

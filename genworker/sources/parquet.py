@@ -7,6 +7,7 @@ images by row. Footers are read first; row groups when one of their images is wa
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+_NUM_THREADS = 16
 
 
 class ParquetConfig(ResizedConfig):
@@ -91,7 +93,9 @@ class ParquetSource(BlockSource[RowGroup]):
             url=url,
             schema=config.image_schema(self._num_classes(config.num_classes, class_names), class_names),
             rows=rows,
-            sizes=np.array([_image_bytes(group, self._image_column) for group in metadata], np.int64),
+            # Of all columns. What the footer says of single ones is not looked at: where it is damaged, pyarrow does not
+            # raise but ends the process.
+            sizes=np.array([max(0, group.total_byte_size) for group in metadata], np.int64),
             limit=config.limit,
             max_corrupt=config.max_corrupt,
             cache_bytes=config.cache_bytes,
@@ -142,21 +146,17 @@ class ParquetSource(BlockSource[RowGroup]):
             if asked not in (None, len(class_names)):
                 raise SourceError(f"{where}: num_classes {asked}: it has {len(class_names)} class names; leave it out")
             return len(class_names)
-        return asked or 1 + max(self._largest_label(group) for group in range(len(self._row_groups)))
+        if asked:
+            return asked
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            return 1 + max(pool.map(self._largest_label, range(len(self._row_groups))))
 
     def _largest_label(self, group: int) -> int:
-        """From the footer's statistics where the writer left them, so that nothing more is fetched."""
         file, number = self._row_groups[group]
-        metadata = self._files.footers[file].row_group(number)
-        if not metadata.num_rows:
+        if not self._files.footers[file].row_group(number).num_rows:
             return 0
-        for column in (metadata.column(i) for i in range(metadata.num_columns)):
-            if column.path_in_schema == self._label_column and column.is_stats_set and column.statistics.has_min_max:
-                return int(column.statistics.max)
-        largest = pc.max(
-            self._files.read_row_group(file, number, [str(self._label_column)])[self._label_column]
-        ).as_py()
-        return int(largest or 0)
+        column = self._files.read_row_group(file, number, [str(self._label_column)])[self._label_column]
+        return int(pc.max(column).as_py() or 0)
 
 
 def choose_columns(url: str, schema: Any, config: ParquetConfig) -> tuple[str, str | None]:
@@ -171,16 +171,6 @@ def choose_columns(url: str, schema: Any, config: ParquetConfig) -> tuple[str, s
             f"{', '.join(schema.names) or '(no columns)'}"
         )
     return image, config.label_column or next((name for name in _LABEL_COLUMNS if name in schema.names), None)
-
-
-def _image_bytes(row_group: Any, column: str) -> int:
-    """What the images of a row group take in memory, by the footer."""
-    parts = (row_group.column(i) for i in range(row_group.num_columns))
-    return sum(
-        int(part.total_uncompressed_size)
-        for part in parts
-        if part.path_in_schema == column or part.path_in_schema.startswith(f"{column}.")
-    )
 
 
 def _check_types(where: str, schema: Any, image: str, label: str | None) -> None:

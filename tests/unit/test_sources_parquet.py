@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -280,3 +282,26 @@ def test_only_the_wanted_bytes_are_fetched(tmp_path: Path) -> None:
     with pq.ParquetFile(CountingFile(store, info), pre_buffer=True) as file:
         file.read_row_group(3, columns=["image"])
     assert len(b"".join(images[12:16])) < CountingFile.fetched < info.size / 2
+
+
+def test_a_damaged_footer_does_not_end_the_process(tmp_path: Path) -> None:
+    """Where pyarrow would abort on what the footer says of single columns, the file is read or refused all the same."""
+    script = """
+import sys
+from pathlib import Path
+from genworker.errors import GenworkerError
+from genworker.sources.parquet import ParquetConfig, ParquetSource
+from tests.fakes import dataset as fake
+plan = fake.make_plan(num_samples=20)
+data = fake.shard_bytes(plan, plan.task(0))
+path = Path(sys.argv[1]) / "a.parquet"
+# The counts of repetition and definition levels of the columns stand here; found by fuzzing.
+for position in range(2225, 2245):
+    path.write_bytes(data[:position] + bytes([96]) + data[position + 1 :])
+    try:
+        ParquetSource(ParquetConfig(url=str(path), image_size=8, channels=3))
+    except GenworkerError:
+        continue
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
