@@ -86,7 +86,9 @@ def provenance(metadata: Mapping[str, str]) -> dict[str, str]:
 def check_schema(seen: Any, expected: Any) -> None:
     """Raise DatasetError unless a file has the columns that it should."""
     if not seen.equals(expected, check_metadata=False):
-        raise DatasetError(f"Parquet shard: columns are {_one_line(seen)}, expected {_one_line(expected)}")
+        with as_dataset_error("cannot be opened"):  # names of columns may be no text
+            columns = _one_line(seen)
+        raise DatasetError(f"Parquet shard: columns are {columns}, expected {_one_line(expected)}")
 
 
 def check_rows(provenance: Mapping[str, str], num_rows: int) -> None:

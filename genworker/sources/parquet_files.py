@@ -36,11 +36,11 @@ class ParquetFiles:
         try:
             with pq.ParquetFile(RangeFile(self.store, info), metadata=self.footers[file], pre_buffer=True) as parquet:
                 return parquet.read_row_group(row_group, columns=columns, use_threads=False)
-        except (pa.ArrowException, OSError) as err:
+        except (pa.ArrowException, OSError, ValueError) as err:  # names may be no text
             raise SourceError(f"{self.url}: {info.key}: row group {row_group} cannot be read: {err}") from err
 
     def _footer(self, info: ObjectInfo) -> Any:
         try:
             return pq.read_metadata(RangeFile(self.store, info))
-        except (pa.ArrowException, OSError) as err:
+        except (pa.ArrowException, OSError, ValueError) as err:  # names may be no text
             raise SourceError(f"{self.url}: {info.key} ({info.size} bytes) is no whole Parquet file: {err}") from err

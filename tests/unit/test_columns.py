@@ -63,7 +63,7 @@ def joined(parts: Iterable[Any]) -> Any:
     return np.concatenate(list(parts))
 
 
-@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+@pytest.mark.parametrize("format", ["parquet", "webdataset", "files"])
 def test_all_columns_are_stored_and_read_back(bundle: Bundle, format: str) -> None:
     """Latents are those of the seed, scores those that the discriminator gives the stored pixels, and verify agrees."""
     store = made(bundle, columns="label, latents,score", format=format)

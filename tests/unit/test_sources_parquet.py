@@ -20,6 +20,7 @@ from genworker.schema import ImageSchema, SampleBatch
 from genworker.sources.parquet import ParquetConfig, ParquetSource
 from genworker.sources.shard_files import RangeFile
 from genworker.stores import open_store
+from tests.fakes import dataset as fake
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -305,3 +306,15 @@ for position in range(2225, 2245):
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", [b"sample_index", b"image", b"bytes", b"path", b"label"])
+def test_column_names_that_are_no_text_are_refused(name: bytes, tmp_path: Path) -> None:
+    """A name that is not UTF-8, of a nested column too, is a SourceError."""
+    plan = fake.make_plan(num_samples=20)
+    data = bytearray(fake.shard_bytes(plan, plan.task(0)))
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    data[data.index(name, footer)] = 0x80
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(SourceError, match="is no whole Parquet file"):
+        ParquetSource(ParquetConfig(url=str(tmp_path), image_size=8, channels=3))
