@@ -30,6 +30,14 @@ GCS_PORT, S3_PORT = 6379, 5000
 # A node that is gone is noticed within seconds, not half a minute.
 HEALTH = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "4"}
 START_SECONDS = 60.0
+# moto's server with connections that stay open, as those of object stores do.
+_SERVER = """
+import sys
+from moto.server import main
+from werkzeug.serving import WSGIRequestHandler
+WSGIRequestHandler.protocol_version = "HTTP/1.1"
+main(sys.argv[1:])
+"""
 
 
 def ip(*words: str) -> None:
@@ -123,7 +131,7 @@ class Network:
     def object_store(self, host: Host) -> S3Server:
         """Start an S3 server that honours create-only puts; its log is ``moto.log`` in the folder."""
         path = self._folder / "moto.log"
-        command = host.command([sys.executable, "-m", "moto.server", "-H", host.address, "-p", str(S3_PORT)])
+        command = host.command([sys.executable, "-c", _SERVER, "-H", host.address, "-p", str(S3_PORT)])
         with path.open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self._stack.callback(process.wait)
