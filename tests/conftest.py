@@ -29,6 +29,7 @@ CLUSTER_CPUS = 4
 LONGEST_FIRST = ("ray", "e2e")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under ``pytest -n``, keep in one process what shares a cluster or a module's fixtures; begin with the longest."""
     for item in items:

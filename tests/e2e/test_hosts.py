@@ -1,4 +1,4 @@
-"""Work on several hosts with networks of their own, which are killed, cut off, paused, announced to go, or join late.
+"""Generation on several hosts with networks of their own, which are killed, cut off, paused, or announced to go.
 
 Every dataset is checked whole, and every shard of it is remade and compared byte by byte. Needs root, for network namespaces.
 """
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from tests.hosts import Host, Network, available, cluster_of_hosts
 from tests.processes import run, running
@@ -34,25 +33,6 @@ pytestmark = [
 ]
 
 NUM_SHARDS, SAMPLES_PER_SHARD = 300, 150
-TRAINING = {
-    "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
-    "family": {
-        "name": "r3gan",
-        "latent_dim": 8,
-        "generator": {"widths": [8, 4], "patch": 2},
-        "discriminator": {"widths": [8, 4], "patch": 2},
-    },
-    "training": {
-        "images": 20_480,
-        "batch_size": 32,
-        "precision": "float32",
-        "report_every_images": 1_024,
-        "checkpoint_every_images": 2_048,
-        "callbacks": [],
-    },
-    "evaluation": {"num_samples": 0},
-    "resources": {"workers": [1, 2], "collective_timeout_seconds": 20},
-}
 PUT = re.compile(r'(10\.77\.0\.\d+) .*"PUT (/\S+/data/\S+) HTTP/1\.1" (\d+)')
 
 
@@ -151,18 +131,6 @@ def test_a_host_that_comes_back_from_the_dead_changes_nothing(site: Site) -> Non
     site.check(url)
 
 
-def test_a_host_that_joins_late_gets_work(site: Site) -> None:
-    """The job's actors spread to what joins the cluster while it runs."""
-    url = site.new_url()
-    with site.generating(url) as program:
-        program.wait_until(lambda: len(site.puts(url)) >= 3)
-        host = site.join("late")
-        program.wait_until(lambda: len(site.puts(url, host)) >= 3)
-        assert program.wait() == 0, program.stdout + program.stderr
-    site.check(url)
-    host.signal(signal.SIGKILL)
-
-
 DRAIN = """
 import subprocess, sys, ray
 ray.init(sys.argv[1], logging_level="ERROR")
@@ -181,18 +149,3 @@ def test_a_host_that_is_announced_to_go_loses_nothing(site: Site) -> None:
         site.run("python", "-c", DRAIN, site.network.environment(site.server)["RAY_ADDRESS"], host.address)
         assert program.wait() == 0, program.stdout + program.stderr
     site.check(url)
-
-
-def test_training_goes_on_without_a_killed_host(site: Site) -> None:
-    """Two workers on two hosts, one of which is killed: the run goes on from its newest checkpoint and leaves a bundle."""
-    host, url = site.join("trainer"), site.new_url()
-    spec = site.folder / "spec.yaml"
-    spec.write_text(yaml.safe_dump(TRAINING), encoding="utf-8")
-    words = ["genworker", "train", str(spec), "--out", url]
-    with running(site.hosts["head"].command(words), site.folder, site.network.environment(site.server)) as program:
-        place = "/" + url.removeprefix("s3://") + "/checkpoints/"
-        program.wait_until(lambda: f'"PUT {place}' in site.server.log.read_text(errors="replace"))
-        host.signal(signal.SIGKILL)
-        assert program.wait() == 0, program.stdout + program.stderr
-    assert "1 worker goes on from image" in program.stderr
-    assert "bundle" in site.run("genworker", "info", f"{url}/bundle").stdout

@@ -36,7 +36,7 @@ def test_a_run_leaves_bundle_checkpoints_metrics_and_spec(finished: str) -> None
     checkpoints = checkpoint.keys(store)
     assert len(checkpoints) == spec_for().training.keep_checkpoints
     expected = {record.SPEC_KEY, record.METRICS_KEY, record.ENVIRONMENT_KEY, *checkpoints}
-    expected |= {record.BUNDLE_PREFIX + name for name in (bundles.BUNDLE_KEY, bundles.WEIGHTS_KEY)}
+    expected |= {record.BUNDLE_PREFIX + name for name in (bundles.BUNDLE_KEY, bundles.WEIGHTS_KEY, bundles.SCORER_KEY)}
     pictures = {
         f"{record.SAMPLES_PREFIX}images-{seen:012d}.png"
         for seen in range(CHECKPOINT_EVERY, IMAGES + 1, CHECKPOINT_EVERY)
