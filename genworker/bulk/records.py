@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from genworker.bulk.plan import Plan
-from genworker.bulk.shard_table import Sha256, Shards, ShardTable
+from genworker.bulk.shard_table import Count, Sha256, Shards, ShardTable
 from genworker.bulk.stages import StageSeconds
 from genworker.config import Spec, canonical_json
 
@@ -21,11 +21,11 @@ class Receipt(Spec):
     ``sha256`` is of the object under its key, ``num_bytes`` of all its objects.
     """
 
-    shard_index: Annotated[int, Field(ge=0)]
-    num_samples: Annotated[int, Field(ge=1)]
-    num_bytes: Annotated[int, Field(ge=1)]
+    shard_index: Annotated[int, Field(ge=0, lt=2**63)]
+    num_samples: Count
+    num_bytes: Count
     sha256: Sha256
-    attempt: Annotated[int, Field(ge=0)] = Field(0, description="how many attempts at this task came before")
+    attempt: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="how many attempts at this task came before")
     stages: StageSeconds | None = Field(
         None, exclude=True, description="where the time of the attempt went; not stored"
     )
@@ -54,8 +54,8 @@ class Manifest(Spec):
     version: Literal[1] = 1
     plan_id: str
     plan: Plan
-    num_samples: Annotated[int, Field(ge=1)]
-    num_bytes: Annotated[int, Field(ge=1)]
+    num_samples: Count
+    num_bytes: Count
     shards: Shards
 
     @classmethod

@@ -19,6 +19,7 @@ from pydantic import Field, PlainSerializer, TypeAdapter, ValidationError, Valid
 from genworker.config import Spec
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=1, lt=2**63)]  # fits a column
 SHA256_BYTES = 32
 _CHUNK = 10_000
 
@@ -37,8 +38,8 @@ class ShardEntry(Spec):
     """
 
     key: str
-    num_samples: Annotated[int, Field(ge=1)]
-    num_bytes: Annotated[int, Field(ge=1)]
+    num_samples: Count
+    num_bytes: Count
     sha256: Sha256
 
 
