@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from genworker.codecs.base import Codec
     from genworker.schema import Extras, Float32Array, ImageSchema, Int64Array, SampleBatch
 
-# How pyarrow.parquet is told of these columns. Latents neither compress nor repeat.
-COMPRESSION = {"sample_index": "zstd", "label": "zstd", "latents.list.element": "none", "score": "none"}
-DICTIONARY = ["label"]
-STATISTICS = ["sample_index", "label", "score"]
+# Latents neither compress nor repeat.
+_COMPRESSION = {"sample_index": "zstd", "label": "zstd", "latents.list.element": "none", "score": "none"}
+_STATISTICS = ["sample_index", "label", "score"]
 
 _PREFIX = "genworker."
 _IMAGE_PREFIX = _PREFIX + "image."
@@ -127,6 +126,19 @@ def arrays(joined: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
         else:
             found[name] = pa.array(part)
     return found
+
+
+def write_options(joined: dict[str, Any], others: dict[str, str]) -> dict[str, Any]:
+    """How pyarrow.parquet writes these columns, and ``others`` with the compression that is named."""
+    return {
+        "compression": {name: kind for name, kind in _COMPRESSION.items() if name.partition(".")[0] in joined} | others,
+        "use_dictionary": ["label"],
+        "write_statistics": [name for name in _STATISTICS if name in joined],
+        "write_page_index": True,
+        "write_page_checksum": True,
+        # Pages end where the content says so: stores that deduplicate see equal parts of two versions as equal.
+        "use_content_defined_chunking": True,
+    }
 
 
 def read_index(record: Any) -> Int64Array:

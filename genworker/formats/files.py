@@ -119,15 +119,7 @@ class FilesShardWriter:
             pa.Table.from_arrays([found[name] for name in self._columns.names], schema=self._columns),
             sink,
             row_group_size=_ROWS_PER_GROUP,
-            compression={
-                **{name: kind for name, kind in columns.COMPRESSION.items() if name.partition(".")[0] in numbers},
-                **dict.fromkeys(("file_name", "size", "sha256"), "zstd"),
-            },
-            use_dictionary=columns.DICTIONARY,
-            write_statistics=[name for name in columns.STATISTICS if name in numbers],
-            write_page_index=True,
-            write_page_checksum=True,
-            use_content_defined_chunking=True,
+            **columns.write_options(numbers, dict.fromkeys(("file_name", "size", "sha256"), "zstd")),
         )
         return sink.getvalue()
 

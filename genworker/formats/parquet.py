@@ -116,22 +116,10 @@ class ParquetShardWriter:
         self._closed = True
         numbers = self._numbers.joined()
         sink = io.BytesIO()
+        # Encoded images neither compress nor repeat, and bounds of their bytes help nobody.
         is_file = self._codec.is_image_file
-        with pq.ParquetWriter(
-            sink,
-            self._columns,
-            # Encoded images neither compress nor repeat, and bounds of their bytes help nobody.
-            compression={
-                **{name: kind for name, kind in columns.COMPRESSION.items() if name.partition(".")[0] in numbers},
-                **({"image.bytes": "none", "image.path": "zstd"} if is_file else {"image": "none"}),
-            },
-            use_dictionary=columns.DICTIONARY,
-            write_statistics=[name for name in columns.STATISTICS if name in numbers],
-            write_page_index=True,
-            write_page_checksum=True,
-            # Pages end where the content says so: stores that deduplicate see equal parts of two versions as equal.
-            use_content_defined_chunking=True,
-        ) as writer:
+        image = {"image.bytes": "none", "image.path": "zstd"} if is_file else {"image": "none"}
+        with pq.ParquetWriter(sink, self._columns, **columns.write_options(numbers, image)) as writer:
             start = 0
             for stop in row_group_ends([len(image) for image in self._images]):
                 writer.write_table(self._table(numbers, start, stop), row_group_size=stop - start)
