@@ -76,7 +76,7 @@ def _read(store: Store, place: str, marker: ObjectInfo) -> Published:
     digest = hashlib.sha256(text).hexdigest()
     try:
         vouched = Success.model_validate_json(store.get(place + SUCCESS_KEY)).manifest_sha256
-        manifest = Manifest.model_validate_json(text)
+        manifest = Manifest.read(text)
     except ValidationError as err:
         raise DatasetError(f"{url}: {MANIFEST_KEY} or {SUCCESS_KEY} is damaged: {err.errors()[0]['msg']}") from err
     if vouched != digest:

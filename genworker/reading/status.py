@@ -123,11 +123,11 @@ def _shards(store: Store, plan: Plan) -> tuple[list[tuple[float, int]], int, int
     samples = size = foreign = 0
     layout = Layout(plan)
     for info in store.list(DATA_PREFIX):
-        if layout.owner(info.key) is None:
+        index = plan.shard_index_of(info.key)
+        if index is None and layout.owner(info.key) is None:
             foreign += 1
             continue
         size += info.size
-        index = plan.shard_index_of(info.key)
         if index is None:  # a file beside the table of its shard, which comes last
             continue
         count = plan.task(index).num_samples
