@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tests.chaos.scenarios import Outcome
 from tests.datasets import published_digests, stored_shards
 from tests.fakes.bundle import save_bundle
+from tests.nodes import ENVIRONMENT, NODE
 from tests.processes import Program, run, running
 from tests.servers import free_port
 
@@ -24,20 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NUM_SHARDS, SAMPLES_PER_SHARD = 80, 150
-# A node that is gone is noticed within seconds, not half a minute.
-ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_failure_threshold": "5",
-}
-_NODE = [
-    "--block",
-    "--num-cpus=1",
-    "--node-ip-address=127.0.0.1",
-    "--min-worker-port=0",
-    "--max-worker-port=0",
-    "--disable-usage-stats",
-]
 _NODES_THERE = (
     "import ray, sys; ray.init(sys.argv[1], logging_level='ERROR'); sys.exit(len(ray.nodes()) < int(sys.argv[2]))"
 )
@@ -67,7 +54,7 @@ def ray_ground_in(folder: Path) -> Iterator[RayGround]:
     """Start a head node with one CPU and run one job undisturbed."""
     bundle = save_bundle(str(folder / "tiny"))
     address = f"127.0.0.1:{free_port()}"
-    command = ["ray", "start", "--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false", *_NODE]
+    command = ["ray", "start", "--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false", *NODE]
     with running(command, folder, ENVIRONMENT) as head:
         _wait_for_nodes(address, 1, folder)
         ground = RayGround(folder, bundle, head, address, {})
@@ -171,7 +158,7 @@ def ray_actors_killed(ground: RayGround, rng: random.Random) -> Outcome:
 def ray_node_killed(ground: RayGround, rng: random.Random) -> Outcome:
     """SIGKILL of every process of one of two nodes; the job ends on the other."""
     out = _new(ground)
-    with running(["ray", "start", f"--address={ground.address}", *_NODE], ground.folder, ENVIRONMENT) as second:
+    with running(["ray", "start", f"--address={ground.address}", *NODE], ground.folder, ENVIRONMENT) as second:
         _wait_for_nodes(ground.address, 2, ground.folder)
         with _job(ground, rng, out, "1:2") as program:
             for identity in second.family():
@@ -187,7 +174,7 @@ def ray_two_drivers(ground: RayGround, rng: random.Random) -> Outcome:
     """A second driver of the same plan begins while the first one works, as a cron tick that overlaps does."""
     out = _new(ground)
     with (
-        running(["ray", "start", f"--address={ground.address}", *_NODE], ground.folder, ENVIRONMENT),
+        running(["ray", "start", f"--address={ground.address}", *NODE], ground.folder, ENVIRONMENT),
         _job(ground, rng, out) as first,
     ):
         second = run(ground.command(out), ground.folder, ground.environment())

@@ -13,6 +13,7 @@ import yaml
 
 from genworker.stores import open_store
 from genworker.training import checkpoint, record
+from tests.nodes import ENVIRONMENT, NODE
 from tests.processes import run, running
 from tests.servers import free_port
 
@@ -45,22 +46,6 @@ SPEC = {
     "evaluation": {"num_samples": 0},
     "resources": {"workers": [1, 2], "collective_timeout_seconds": 20},
 }
-
-
-# A node that is gone is noticed within seconds, not half a minute.
-ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_failure_threshold": "5",
-}
-NODE = [
-    "--block",
-    "--num-cpus=1",
-    "--node-ip-address=127.0.0.1",
-    "--min-worker-port=0",
-    "--max-worker-port=0",
-    "--disable-usage-stats",
-]
 
 
 @dataclass(frozen=True)
