@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.processes import Program
 
-GCS_PORT, S3_PORT = 6379, 5000
+S3_PORT = 5000
 # A node that is gone is noticed within seconds, not half a minute.
 HEALTH = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "4"}
 START_SECONDS = 60.0
@@ -103,6 +103,8 @@ class Network:
         self.token_path = folder / "token"
         self._stack = contextlib.ExitStack()
         self._count = 0
+        # Ray looks for clusters by what runs on the machine, whatever the namespace: one of another network is in the way.
+        self._gcs_port = 20_000 + secrets.randbelow(10_000)
 
     def __enter__(self) -> Network:
         self.token_path.touch(mode=0o600)
@@ -149,19 +151,19 @@ class Network:
 
     def environment(self, server: S3Server) -> dict[str, str]:
         """What a program on a host needs to find the cluster and the object store."""
-        head = f"10.77.0.1:{GCS_PORT}"
+        head = f"10.77.0.1:{self._gcs_port}"
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_path)}
         return server.environment | token | HEALTH | {"RAY_ADDRESS": head}
 
     def head(self, host: Host, server: S3Server, num_cpus: int = 0) -> None:
         """Start the cluster's head on ``host``, the first host of the network."""
         assert host.address == "10.77.0.1"
-        words = ["--head", f"--port={GCS_PORT}", "--include-dashboard=false"]
+        words = ["--head", f"--port={self._gcs_port}", "--include-dashboard=false"]
         self._ray(host, words, server, num_cpus)
 
     def join(self, host: Host, server: S3Server, num_cpus: int) -> None:
         """Start a node on ``host``."""
-        self._ray(host, [f"--address=10.77.0.1:{GCS_PORT}"], server, num_cpus)
+        self._ray(host, [f"--address=10.77.0.1:{self._gcs_port}"], server, num_cpus)
 
     def _ray(self, host: Host, words: Sequence[str], server: S3Server, num_cpus: int) -> None:
         command = ["ray", "start", *words, "--block", f"--num-cpus={num_cpus}", f"--node-ip-address={host.address}"]
