@@ -29,7 +29,7 @@ from PIL import Image
 
 from genworker import bundle as bundles
 from genworker import codecs, formats
-from genworker.bulk import commit
+from genworker.bulk import commit, ledger
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY
 from genworker.bulk.records import Success
 from genworker.bundle import BUNDLE_KEY, SCORER_KEY, WEIGHTS_KEY
@@ -244,7 +244,7 @@ def _manifest(data: bytes) -> object:
 
 def _receipts(data: bytes) -> object:
     with _stored({RECEIPTS_PREFIX + "0.json": data}) as store:
-        return commit.read_receipts(store, _PLAN)
+        return ledger.read(store, _PLAN)
 
 
 def _shard_parser(format: str) -> Parser:

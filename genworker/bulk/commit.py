@@ -16,13 +16,13 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from pydantic import ValidationError
 
 from genworker import bundle as bundles
-from genworker.bulk.layout import Layout, Stored, getter
+from genworker.bulk.layout import Layout
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     CALIBRATION_KEY,
@@ -30,7 +30,6 @@ from genworker.bulk.plan import (
     FAILURES_PREFIX,
     MANIFEST_KEY,
     PLAN_KEY,
-    RECEIPTS_PREFIX,
     REMOVING_KEY,
     SUCCESS_KEY,
     Plan,
@@ -38,7 +37,7 @@ from genworker.bulk.plan import (
     differences,
 )
 from genworker.bulk.receipt_table import ReceiptTable
-from genworker.bulk.records import Failure, Manifest, Receipt, ReceiptBatch, Success
+from genworker.bulk.records import Failure, Manifest, Receipt, Success
 from genworker.bulk.shard_table import ShardTable
 from genworker.bundle import Bundle
 from genworker.config import canonical_json
@@ -51,7 +50,6 @@ from genworker.errors import (
     PlanError,
     StoreError,
 )
-from genworker.reading.shard import naming
 from genworker.sampling.calibration import Calibration
 from genworker.stores.base import Store
 
@@ -177,17 +175,6 @@ def commit_shard(store: Store, task: Task, data: bytes, attempt: int, *, beside_
     )
 
 
-def write_receipts(store: Store, plan: Plan, receipts: Iterable[Receipt]) -> None:
-    """Store a batch of receipts; the same batch is stored once."""
-    batch = ReceiptBatch(plan_id=plan.plan_id, receipts=tuple(sorted(receipts, key=lambda r: r.shard_index)))
-    if not batch.receipts:
-        return
-    text = batch.canonical().encode()
-    first, name = batch.receipts[0].shard_index, hashlib.sha256(text).hexdigest()[:16]
-    with contextlib.suppress(ObjectExistsError):
-        store.put(f"{RECEIPTS_PREFIX}{first:08d}-{name}.json", text)
-
-
 def write_failure(store: Store, plan: Plan, error: str, shards_done: int) -> None:
     """Tell whoever looks at the URL what ended this driver; see `genworker.reading.status`."""
     failure = Failure(
@@ -196,105 +183,6 @@ def write_failure(store: Store, plan: Plan, error: str, shards_done: int) -> Non
     text = failure.canonical().encode()
     with contextlib.suppress(ObjectExistsError):
         store.put(f"{FAILURES_PREFIX}{failure.at:.0f}-{hashlib.sha256(text).hexdigest()[:16]}.json", text)
-
-
-def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None = None) -> ReceiptTable:
-    """What was committed so far, by shard index, from storage alone.
-
-    A shard that is stored but named by no receipt (the driver died in between) is opened and checked to be the plan's own.
-    ``receipts`` is what `read_receipts` gave, for a caller that has read them already.
-
-    Raises:
-        DatasetError: data/ holds an object that is no shard of this plan, or one that differs from its receipt.
-    """
-    if receipts is None:
-        receipts = read_receipts(store, plan)
-    layout = Layout(plan)
-    there, strangers = _survey(store, layout, plan)
-    if strangers:
-        raise DatasetError(
-            f"{store.url}/{strangers[0]}: is no shard of plan {plan.plan_id}; nothing else may lie under {DATA_PREFIX}: "
-            "move it away and run the command again"
-        )
-    # Where the object under the key is missing, files are there in part; making the shard again finds them equal.
-    found, whole = ReceiptTable.of(plan.num_shards, receipts).where(there.complete), layout.whole()
-    for index in map(int, np.flatnonzero(there.complete & ~found.there)):
-        found[index] = adopt(store, plan, plan.task(index))
-    changed = there.complete & ((there.num_objects != whole) | (there.num_bytes != found.num_bytes))
-    for index in map(int, np.flatnonzero(changed)):
-        raise DatasetError(
-            f"{store.url}/{plan.shard_key(index)}: has {there.num_bytes[index]} bytes{_in_objects(there.num_objects[index])}, "
-            f"its receipt says {found.num_bytes[index]}{_in_objects(whole[index])}; it was changed after it was written: "
-            "remove it and run the command again"
-        )
-    return found
-
-
-def _survey(store: Store, layout: Layout, plan: Plan) -> tuple[Stored, list[str]]:
-    """What is there of each shard.
-
-    A listing takes a while, in which another driver may put a shard's files behind it and the shard's key before it; so what
-    lacks files is looked at again, until it lacks them in a listing that began later.
-    """
-    lacked, whole = np.zeros(plan.num_shards, np.bool_), layout.whole()
-    while True:
-        there, strangers = layout.survey(store.list(DATA_PREFIX))
-        lacks = there.complete & (there.num_objects < whole)
-        if not (lacks & ~lacked).any():
-            return there, strangers
-        lacked |= lacks
-
-
-def _in_objects(count: int) -> str:
-    return f" in {count} objects" if count > 1 else ""
-
-
-def read_receipts(store: Store, plan: Plan) -> ReceiptTable:
-    """All receipts of the plan by shard index. Raises DeterminismError when two disagree."""
-    receipts = ReceiptTable(plan.num_shards)
-    for info in store.list(RECEIPTS_PREFIX):
-        try:
-            batch = ReceiptBatch.model_validate_json(store.get(info.key))
-        except ValidationError as err:
-            raise DatasetError(f"{store.url}/{info.key}: is not a batch of receipts: {err.errors()[0]['msg']}") from err
-        if batch.plan_id != plan.plan_id:
-            raise DatasetError(f"{store.url}/{info.key}: belongs to plan {batch.plan_id}, not {plan.plan_id}")
-        for receipt in batch.receipts:
-            if receipt.shard_index >= plan.num_shards:
-                raise DatasetError(
-                    f"{store.url}/{info.key}: names shard {receipt.shard_index}, the plan has {plan.num_shards}; it was "
-                    "damaged: remove it and run the command again"
-                )
-            other = receipts.setdefault(receipt.shard_index, receipt)
-            if other.sha256 != receipt.sha256:
-                raise DeterminismError(
-                    f"{plan.shard_key(receipt.shard_index)}: attempt {other.attempt} gave SHA-256 {other.sha256}, attempt "
-                    f"{receipt.attempt} gave {receipt.sha256}; one plan must give one result"
-                )
-    return receipts
-
-
-def adopt(store: Store, plan: Plan, task: Task) -> Receipt:
-    """Make the receipt of a stored shard that has none, after checking that it is whole and of this plan."""
-    data = store.get(task.key)
-    with naming(store, task.key):
-        reader = plan.open_format().reader(data, getter(store, task.key))
-        provenance = dict(reader.provenance)
-        if provenance != plan.provenance(task):
-            raise DatasetError(
-                f"says that it is {provenance}, expected {plan.provenance(task)}; it was not written by this job: remove it "
-                "and run the command again"
-            )
-        # Every sample is decoded, because from here on the receipt vouches for these bytes.
-        indices = [int(index) for batch in reader.batches() for index in batch.sample_index]
-        if indices != list(range(task.first_index, task.first_index + task.num_samples)):
-            raise DatasetError("holds other samples than its plan says: remove it and run the command again")
-    return Receipt(
-        shard_index=task.shard_index,
-        num_samples=task.num_samples,
-        num_bytes=reader.num_bytes,
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
 
 
 def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manifest:

@@ -18,7 +18,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from enum import Enum
 
-from genworker.bulk import commit
+from genworker.bulk import commit, ledger
 from genworker.bulk.plan import Plan, Task
 from genworker.bulk.records import Manifest, Receipt
 from genworker.bundle import Bundle
@@ -105,7 +105,7 @@ class Driver:
         except BaseException as err:
             # Spares the next run a look into these shards; what ended this run is the error to tell.
             with contextlib.suppress(StoreError):
-                commit.write_receipts(self._store, self._plan, self.waiting)
+                ledger.write(self._store, self._plan, self.waiting)
                 # A URL that could not be claimed may hold the job of somebody else.
                 if isinstance(err, GenworkerError) and self.state is not State.CLAIM:
                     commit.write_failure(self._store, self._plan, str(err), len(self.receipts))
@@ -126,8 +126,8 @@ class Driver:
         return State.RECALL
 
     def _recall(self) -> State:
-        recorded = commit.read_receipts(self._store, self._plan)
-        self.receipts = commit.committed(self._store, self._plan, recorded)
+        recorded = ledger.read(self._store, self._plan)
+        self.receipts = ledger.committed(self._store, self._plan, recorded)
         # Shards that were adopted get a receipt with the first batch.
         self.waiting = [self.receipts[index] for index in self.receipts if index not in recorded]
         self._on_recalled(self.receipts)
@@ -146,7 +146,7 @@ class Driver:
         return State.RECORD if len(self.waiting) >= batch else State.MAKE
 
     def _record(self) -> State:
-        commit.write_receipts(self._store, self._plan, self.waiting)
+        ledger.write(self._store, self._plan, self.waiting)
         self.waiting = []
         return State.MAKE
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from genworker.bulk import commit
+from genworker.bulk import commit, ledger
 from genworker.bulk.plan import MANIFEST_KEY
 from genworker.reading import verify
 from genworker.stores import open_store
@@ -107,7 +107,7 @@ def test_sigterm_drains_and_can_be_resumed(tiny_bundle: str, undisturbed: dict[s
     plan = commit.read_plan(store)
     assert plan is not None
     # Nothing was cut off: each shard that is there has its receipt.
-    assert {plan.shard_key(index) for index in commit.read_receipts(store, plan)} == set(stored_shards(str(out)))
+    assert {plan.shard_key(index) for index in ledger.read(store, plan)} == set(stored_shards(str(out)))
     with running([*command(tiny_bundle, out), "--json"], tmp_path) as second:
         assert second.wait() == 0, second.stderr
     summary = json.loads(second.stdout)

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from genworker import __version__
-from genworker.bulk import commit
+from genworker.bulk import commit, ledger
 from genworker.bulk.plan import MANIFEST_KEY, SUCCESS_KEY
 from genworker.bulk.request import GenerateSpec, make_plan, numerics_for
 from genworker.bulk.shard import ShardMaker
@@ -103,7 +103,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         commit.store_bundle(store, bundle)
         maker = ShardMaker(store, CPU)
         receipts = [maker.make(task, 0) for task in list(plan.tasks())[:stop]]
-        commit.write_receipts(store, plan, receipts)
+        ledger.write(store, plan, receipts)
         if stop is None:
             commit.publish(store, plan, {receipt.shard_index: receipt for receipt in receipts})
     fake.publish(str(root / "fake"), fake.make_plan())

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genworker.bulk import commit
+from genworker.bulk import commit, ledger
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     CALIBRATION_KEY,
@@ -81,9 +81,9 @@ def commit_shards(store: Store, *indices: int, attempt: int = 0) -> list[Receipt
 def finish(store: Store) -> bytes:
     """Do what is missing of PLAN, from whatever is there, and return the manifest's bytes."""
     commit.claim(store, PLAN)
-    receipts = commit.committed(store, PLAN)
+    receipts = ledger.committed(store, PLAN)
     made = commit_shards(store, *(index for index in range(PLAN.num_shards) if index not in receipts))
-    commit.write_receipts(store, PLAN, made)
+    ledger.write(store, PLAN, made)
     commit.publish(store, PLAN, {**receipts, **{receipt.shard_index: receipt for receipt in made}})
     return store.get(MANIFEST_KEY)
 
@@ -115,7 +115,7 @@ def test_the_manifest_is_the_same_whoever_publishes() -> None:
     finish(one)
     commit.claim(other, PLAN)
     for index in (3, 1, 0, 2):
-        commit.write_receipts(other, PLAN, commit_shards(other, index, attempt=index))
+        ledger.write(other, PLAN, commit_shards(other, index, attempt=index))
     commit.claim(third, PLAN)
     commit_shards(third, 2, 0, attempt=1)  # and the driver died before any receipt
     assert finish(one) == finish(other) == finish(third)
@@ -144,9 +144,9 @@ def test_any_history_can_be_finished(script: list[tuple[str, int]]) -> None:
         elif step == "commit":
             commit_shards(store, index)
         elif step == "receipt":
-            commit.write_receipts(store, PLAN, commit_shards(store, index, attempt=index))
+            ledger.write(store, PLAN, commit_shards(store, index, attempt=index))
         else:
-            commit.committed(store, PLAN)
+            ledger.committed(store, PLAN)
     assert finish(store) == EXPECTED_MANIFEST
     assert verify(store.url) == []
 
@@ -284,27 +284,27 @@ def test_receipts_are_stored_once(store: Store) -> None:
     """The same batch, in whatever order, is one object; no receipts are none."""
     receipts = commit_shards(store, 0, 1, 2)
     for order in itertools.permutations(receipts):
-        commit.write_receipts(store, PLAN, order)
-    commit.write_receipts(store, PLAN, [])
+        ledger.write(store, PLAN, order)
+    ledger.write(store, PLAN, [])
     assert len(keys(store, RECEIPTS_PREFIX)) == 1
-    assert dict(commit.read_receipts(store, PLAN)) == dict(enumerate(receipts))
+    assert dict(ledger.read(store, PLAN)) == dict(enumerate(receipts))
 
 
 def test_receipts_of_two_attempts_agree(store: Store) -> None:
     """A shard may have several receipts, if they are of the same bytes."""
     for attempt in range(3):
-        commit.write_receipts(store, PLAN, commit_shards(store, 1, attempt=attempt))
+        ledger.write(store, PLAN, commit_shards(store, 1, attempt=attempt))
     assert len(keys(store, RECEIPTS_PREFIX)) == 3
-    assert set(commit.read_receipts(store, PLAN)) == {1}
+    assert set(ledger.read(store, PLAN)) == {1}
 
 
 def test_receipts_that_disagree_are_an_error(store: Store) -> None:
     """Two receipts of other bytes for one shard are a violation of determinism, whoever wrote them."""
     (receipt,) = commit_shards(store, 1)
-    commit.write_receipts(store, PLAN, [receipt])
-    commit.write_receipts(store, PLAN, [receipt.model_copy(update={"sha256": "0" * 64, "attempt": 1})])
+    ledger.write(store, PLAN, [receipt])
+    ledger.write(store, PLAN, [receipt.model_copy(update={"sha256": "0" * 64, "attempt": 1})])
     with pytest.raises(DeterminismError, match=re.escape(PLAN.shard_key(1))):
-        commit.committed(store, PLAN)
+        ledger.committed(store, PLAN)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"plan_id": 5}', b"\xff"])
@@ -312,7 +312,7 @@ def test_damaged_receipts_are_named(store: Store, content: bytes) -> None:
     """A receipt object that cannot be read is an error that names it."""
     store.put(f"{RECEIPTS_PREFIX}00000000-x.json", content)
     with pytest.raises(DatasetError, match=f"{RECEIPTS_PREFIX}00000000-x.json"):
-        commit.committed(store, PLAN)
+        ledger.committed(store, PLAN)
 
 
 def test_receipts_of_another_plan_are_refused(store: Store) -> None:
@@ -320,7 +320,7 @@ def test_receipts_of_another_plan_are_refused(store: Store) -> None:
     batch = ReceiptBatch(plan_id="f" * 16, receipts=tuple(commit_shards(store, 0)))
     store.put(f"{RECEIPTS_PREFIX}00000000-x.json", batch.canonical().encode())
     with pytest.raises(DatasetError, match=f"belongs to plan {'f' * 16}, not {PLAN.plan_id}"):
-        commit.committed(store, PLAN)
+        ledger.committed(store, PLAN)
 
 
 # --- what was committed ----------------------------------------------------------------------------------------------
@@ -328,20 +328,20 @@ def test_receipts_of_another_plan_are_refused(store: Store) -> None:
 
 def test_nothing_is_committed_at_first(store: Store) -> None:
     """An empty URL has no shards."""
-    assert commit.committed(store, PLAN) == {}
+    assert ledger.committed(store, PLAN) == {}
 
 
 def test_a_receipt_without_its_shard_does_not_count(store: Store) -> None:
     """Only what is stored is done: a shard that was deleted is made again."""
-    commit.write_receipts(store, PLAN, commit_shards(store, 0, 1))
+    ledger.write(store, PLAN, commit_shards(store, 0, 1))
     store.delete(PLAN.shard_key(1))
-    assert set(commit.committed(store, PLAN)) == {0}
+    assert set(ledger.committed(store, PLAN)) == {0}
 
 
 def test_a_shard_without_a_receipt_is_adopted(store: Store) -> None:
     """A stored shard whose driver died before the receipt is opened, checked, and counted."""
     (receipt,) = commit_shards(store, 2)
-    assert commit.committed(store, PLAN) == {2: receipt}
+    assert ledger.committed(store, PLAN) == {2: receipt}
 
 
 def flipped(data: bytes, share: float) -> bytes:
@@ -365,7 +365,7 @@ def test_a_damaged_shard_is_not_adopted(store: Store, how: str) -> None:
     task = PLAN.task(1)
     store.put(task.key, DAMAGES[how](fake.shard_bytes(PLAN, task)))
     with pytest.raises(DatasetError, match=re.escape(f"{store.url}/{task.key}")):
-        commit.committed(store, PLAN)
+        ledger.committed(store, PLAN)
 
 
 @pytest.mark.parametrize("other", [fake.make_plan(seed=1), fake.make_plan(num_samples=49)])
@@ -374,7 +374,7 @@ def test_a_shard_of_another_plan_is_not_adopted(store: Store, other: Plan) -> No
     task = PLAN.task(1)
     store.put(task.key, fake.shard_bytes(other, other.task(1)))
     with pytest.raises(DatasetError, match="it was not written by this job") as caught:
-        commit.committed(store, PLAN)
+        ledger.committed(store, PLAN)
     assert other.plan_id in str(caught.value)
 
 
@@ -382,7 +382,7 @@ def test_another_shard_of_the_plan_is_not_adopted(store: Store) -> None:
     """A shard under another shard's key is refused."""
     store.put(PLAN.shard_key(1), fake.shard_bytes(PLAN, PLAN.task(2)))
     with pytest.raises(DatasetError, match=re.escape(PLAN.shard_key(1))):
-        commit.committed(store, PLAN)
+        ledger.committed(store, PLAN)
 
 
 @pytest.mark.parametrize(
@@ -392,22 +392,22 @@ def test_a_foreign_object_below_data_is_refused(store: Store, key: str) -> None:
     """Nothing but the plan's shards may lie below data/, because globbing readers would take it for one."""
     store.put(DATA_PREFIX + key, b"x")
     with pytest.raises(DatasetError, match=re.escape(f"{store.url}/{DATA_PREFIX}{key}: is no shard")):
-        commit.committed(store, PLAN)
+        ledger.committed(store, PLAN)
 
 
 def test_objects_elsewhere_do_not_matter(store: Store) -> None:
     """A README beside the data is nobody's business."""
     store.put("README.md", b"x")
     store.put("database/notes.txt", b"x")
-    assert commit.committed(store, PLAN) == {}
+    assert ledger.committed(store, PLAN) == {}
 
 
 def test_a_shard_that_was_changed_later_is_refused(store: Store) -> None:
     """A shard of another size than its receipt says is an error, not work to do."""
-    commit.write_receipts(store, PLAN, commit_shards(store, 1))
+    ledger.write(store, PLAN, commit_shards(store, 1))
     store.put(PLAN.shard_key(1), b"short", overwrite=True)
     with pytest.raises(DatasetError, match="5 bytes, its receipt says"):
-        commit.committed(store, PLAN)
+        ledger.committed(store, PLAN)
 
 
 # --- publishing ------------------------------------------------------------------------------------------------------

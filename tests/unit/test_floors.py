@@ -29,6 +29,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.receipt_table",
         "bulk.stages",
         "bulk.commit",
+        "bulk.ledger",
         "bulk.protocol",
         "bulk.gc",
         "reading.*",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from genworker.bulk import commit
+from genworker.bulk import commit, ledger
 from genworker.bulk.layout import beside_key
 from genworker.bulk.plan import BUNDLE_PREFIX, DATA_PREFIX, MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY, Plan
 from genworker.bulk.protocol import Driver, State
@@ -218,7 +218,7 @@ class ReceiptsFirst(Driver):
 
     def _store_bundle(self) -> State:
         super()._store_bundle()
-        commit.write_receipts(self._store, self._plan, make_in(filled({}), self._plan)(self._plan.tasks()))
+        ledger.write(self._store, self._plan, make_in(filled({}), self._plan)(self._plan.tasks()))
         return State.RECALL
 
 
@@ -316,8 +316,8 @@ def test_what_ended_a_run_is_the_error_that_is_told(kind: type[MemoryStore]) -> 
 
     with pytest.raises(JobError, match="enough"):
         Driver(store, plan, BUNDLE, make).run()
-    assert len(commit.read_receipts(store, plan)) == (kind is MemoryStore)
-    assert commit.committed(store, plan).keys() == {0}
+    assert len(ledger.read(store, plan)) == (kind is MemoryStore)
+    assert ledger.committed(store, plan).keys() == {0}
 
 
 def test_a_driver_tells_what_was_there_and_what_was_made() -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from genworker.bulk import commit
+from genworker.bulk import commit, ledger
 from genworker.bulk.beside import Beside
 from genworker.bulk.gc import find_garbage
 from genworker.bulk.layout import Layout, beside_key
@@ -199,11 +199,11 @@ def test_files_of_unfinished_shards_are_taken_over(store: Store) -> None:
     made(store, 0)
     made(store, 1, finish=False)
     store.delete(image_key(17))
-    assert sorted(commit.committed(store, PLAN)) == [0]
+    assert sorted(ledger.committed(store, PLAN)) == [0]
     seen = status(store)
     assert (seen.shards_done, seen.num_foreign) == (1, 0)
     receipts = {index: receipt for index in range(4) if (receipt := made(store, index)) is not None}
-    adopted = commit.committed(store, PLAN)
+    adopted = ledger.committed(store, PLAN)
     assert {i: r.sha256 for i, r in adopted.items()} == {i: r.sha256 for i, r in receipts.items()}
     manifest = commit.publish(store, PLAN, adopted)
     assert manifest.num_bytes == sum(info.size for info in store.list("data/"))
@@ -235,7 +235,7 @@ def test_strangers_among_the_files_are_refused(store: Store, name: str) -> None:
     key = beside_key(PLAN.shard_key(1), name)
     store.put(key, b"x")
     with pytest.raises(DatasetError, match="is no shard of plan"):
-        commit.committed(store, PLAN)
+        ledger.committed(store, PLAN)
     store.delete(key)
     receipts = {index: receipt for index in range(4) if (receipt := made(store, index)) is not None}
     store.put(key, b"x")
@@ -251,12 +251,12 @@ def test_strangers_among_the_files_are_refused(store: Store, name: str) -> None:
 def test_files_that_changed_since_their_receipt_stop_publication(store: Store, change: str) -> None:
     """A file that is gone or has another size is found by the next run and before the manifest is written."""
     receipts = {index: receipt for index in range(4) if (receipt := made(store, index)) is not None}
-    commit.write_receipts(store, PLAN, receipts.values())
+    ledger.write(store, PLAN, receipts.values())
     if change == "missing":
         store.delete(image_key(16))
     else:
         store.put(image_key(16), b"x" * 999, overwrite=True)
-    for step in (lambda: commit.committed(store, PLAN), lambda: commit.publish(store, PLAN, receipts)):
+    for step in (lambda: ledger.committed(store, PLAN), lambda: commit.publish(store, PLAN, receipts)):
         with pytest.raises(DatasetError, match="train-00001-of-00004"):
             step()
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from genworker import codecs, formats
-from genworker.bulk import commit
+from genworker.bulk import ledger
 from genworker.cli.look import describe, make_sheet
 from genworker.errors import DatasetError
 from genworker.formats import webdataset
@@ -151,11 +151,11 @@ def test_our_own_commands_see_tar_shards_as_any_others(folder: Path) -> None:
     assert describe(url)["format"] == "webdataset, png"
     assert make_sheet(url, 4, 0, None).width > 100
     store, plan = open_store(url), dataset.plan
-    receipt = commit.adopt(store, plan, plan.task(2))
+    receipt = ledger.adopt(store, plan, plan.task(2))
     assert receipt.sha256 == dataset.manifest.shards[2].sha256
     store.put(plan.shard_key(2), fake.shard_bytes(plan, plan.task(1)), overwrite=True)
     with pytest.raises(DatasetError, match="was not written by this job"):
-        commit.adopt(store, plan, plan.task(2))
+        ledger.adopt(store, plan, plan.task(2))
 
 
 def test_shard_written_wrong_is_found_by_verify() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from genworker.bulk import commit
+from genworker.bulk import commit, ledger
 from genworker.bulk.plan import BUNDLE_PREFIX, DATA_PREFIX, PLAN_KEY, Task
 from genworker.bulk.request import GenerateSpec, check_same, default_samples_per_shard, make_plan, sample_schema
 from genworker.bulk.shard import ShardMaker, libraries_of, numerics_here, resample
@@ -173,8 +173,8 @@ def test_a_receipt_tells_where_the_time_went_and_is_stored_without(bundle: Bundl
     assert min(stages.latents, stages.forward, stages.quantise, stages.encode, stages.write, stages.put) > 0
     assert stages.total <= elapsed
     assert copy.deepcopy(receipt) == receipt
-    commit.write_receipts(store, maker.plan, [receipt])
-    assert commit.read_receipts(store, maker.plan)[0] == receipt.model_copy(update={"stages": None})
+    ledger.write(store, maker.plan, [receipt])
+    assert ledger.read(store, maker.plan)[0] == receipt.model_copy(update={"stages": None})
 
 
 def test_a_dataset_of_makers_is_whole(bundle: Bundle) -> None:

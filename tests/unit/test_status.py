@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from genworker.bulk import commit
+from genworker.bulk import commit, ledger
 from genworker.bulk.protocol import Driver
 from genworker.cli import cli
 from genworker.errors import DatasetError, JobError
@@ -107,7 +107,7 @@ def test_a_published_dataset_and_foreign_objects(store: TimedStore) -> None:
     store.put("data/notes.txt", b"mine")
     assert status(store, NOON + 20).num_foreign == 1
     store.delete("data/notes.txt")
-    commit.publish(store, PLAN, commit.committed(store, PLAN))
+    commit.publish(store, PLAN, ledger.committed(store, PLAN))
     seen = status(store, NOON + 10**6)
     assert (seen.state, seen.shards_missing, seen.samples_done, seen.eta_seconds) == ("published", 0, 100, None)
 
