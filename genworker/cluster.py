@@ -70,6 +70,11 @@ def _join() -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as err:
+        if "Version mismatch" in str(err):
+            raise ClusterError(
+                f"RAY_ADDRESS {address!r}: runs other versions than this machine: {err}; run this as a job of the cluster "
+                "(`genworker submit`), or here with the cluster's Python and Ray"
+            ) from err
         raise ClusterError(
             f"RAY_ADDRESS {address!r}: cannot join this cluster: {err}; check the address, that `ray start --head` runs "
             "there, and RAY_AUTH_MODE / RAY_AUTH_TOKEN_PATH; unset RAY_ADDRESS to start a local one"

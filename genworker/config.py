@@ -109,14 +109,7 @@ def load_spec(
                 f"give a YAML file or one of: {', '.join(preset_names(cls.presets))}"
             )
         path = preset
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as err:
-        raise UsageError(f"spec {path}: cannot be read as YAML: {err}") from err
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"spec {path}: holds a {type(values).__name__} at the top; a spec is a mapping of keys to values"
-        )
+    values = read_mapping(path)
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
@@ -130,6 +123,19 @@ def load_spec(
         if value is not None:
             _assign(values, key.split("."), value, key)
     return cls.parse(fill_in(values), origin=f"spec {path}")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises UsageError when it is not YAML, or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as err:
+        raise UsageError(f"spec {path}: cannot be read as YAML: {err}") from err
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"spec {path}: holds a {type(values).__name__} at the top; a spec is a mapping of keys to values"
+        )
+    return values
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, origin: str) -> None:

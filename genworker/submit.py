@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import hashlib
 import json
 import shlex
@@ -26,13 +27,56 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from genworker.bulk.schedule import check_run_id
+from genworker.config import preset_names, preset_path, read_mapping
 from genworker.errors import ClusterError, UsageError
 
 COMMANDS = ("train", "generate", "evaluate")
+# Keys by which a spec is known.
+_KEYS = {"generate": {"bundle", "out", "num_samples"}, "train": {"data", "family"}}
 _PROGRAM = ("python", "-m", "genworker.cli")
 _MAX_TRIES = 1_000
 _POLL_SECONDS = 1.0
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "ACCESS_KEY")
+
+
+def call_of(what: str, arguments: Sequence[str], run_id: str = "") -> tuple[str, list[str]]:
+    """The command and arguments that ``what`` stands for: a command itself, or the spec of a job, a file or a shipped one.
+
+    The spec of a dataset is given ``run_id`` for its templates, and as its date where it is one.
+
+    Raises:
+        UsageError: it is neither, or a file that is no spec.
+    """
+    if what in COMMANDS:
+        return what, list(arguments)
+    command = _kind(what)
+    if command == "train":
+        return command, [what, *arguments]
+    words = ["--spec", what]
+    if run_id:
+        words += ["--run-id", run_id]
+        with contextlib.suppress(ValueError):
+            words += ["--date", f"{datetime.date.fromisoformat(run_id)}"]
+    return command, [*words, *arguments]
+
+
+def _kind(what: str) -> str:
+    """Which command a spec is for."""
+    path = Path(what)
+    if path.is_file():
+        keys = read_mapping(path).keys()
+        for command, known in _KEYS.items():
+            if keys & known:
+                return command
+        raise UsageError(f"spec {what}: is none of a dataset (bundle, out) and none of a training run (data, family)")
+    for command, folder in (("train", ""), ("generate", "generate")):
+        if preset_path(what, folder) is not None:
+            return command
+    raise UsageError(
+        f"{what!r}: cannot be submitted; choose one of {', '.join(COMMANDS)}, a spec's file, or a shipped spec: "
+        f"{', '.join([*preset_names(), *preset_names('generate')])}"
+    )
 
 
 @dataclass(frozen=True)
@@ -65,12 +109,8 @@ class Request:
 
     def check(self) -> None:
         """Raise UsageError for what can be seen to be wrong before anything is sent."""
-        if self.command not in COMMANDS:
-            raise UsageError(f"{self.command!r}: cannot be submitted; choose one of {', '.join(COMMANDS)}")
-        if self.run_id and not all(
-            part.isalnum() for part in self.run_id.replace("_", "-").replace(".", "-").split("-")
-        ):
-            raise UsageError(f"--run-id {self.run_id!r}: use letters, digits, '-', '_' and '.', as in 2026-11-25")
+        if self.run_id:
+            check_run_id(self.run_id)
         for name in self.variables or {}:
             if any(word in name.upper() for word in _SECRET_WORDS):
                 raise UsageError(

@@ -36,17 +36,23 @@ def load_run(
         UsageError: as `load_spec` does; a template asks for a value that was not given, or stands in another key than
             `TEMPLATED`; or ``run_id`` holds what no URL should.
     """
-    if run_id is not None and not _RUN_ID.fullmatch(run_id):
-        raise UsageError(
-            f"run id {run_id!r}: it becomes part of a URL; use letters, digits, '.', '_' and '-', 64 at most, first a letter "
-            "or digit"
-        )
+    if run_id is not None:
+        check_run_id(run_id)
     given = {name: value for name, value in (("date", date), ("run_id", run_id)) if value is not None}
 
     def fill_in(values: dict[str, Any]) -> dict[str, Any]:
         return {key: _filled(key, value, given) if isinstance(value, str) else value for key, value in values.items()}
 
     return load_spec(GenerateSpec, path_or_preset, overrides, flags or {}, fill_in)
+
+
+def check_run_id(run_id: str) -> None:
+    """Raise UsageError for a run id that holds what no URL and no job's name should."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise UsageError(
+            f"run id {run_id!r}: it becomes part of a URL; use letters, digits, '.', '_' and '-', 64 at most, first a letter "
+            "or digit"
+        )
 
 
 def runs_between(

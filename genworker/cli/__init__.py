@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
+
+# Code that was sent to a cluster is run by the cluster's Python; older ones cannot parse what follows.
+if sys.version_info < (3, 11):  # noqa: UP036 - pip refuses there, a job does not
+    raise SystemExit(f"genworker needs Python 3.11 or newer, this is {sys.version.split()[0]}: use another image")
 
 import click
 

@@ -10,20 +10,12 @@ import click
 from click.core import ParameterSource
 
 from genworker import codecs, formats
+from genworker.cli.options import DATE, pairs
 from genworker.errors import UsageError
-
-DATE = click.DateTime(["%Y-%m-%d"])
 
 
 def _was_typed(context: click.Context, key: str) -> bool:
     return context.get_parameter_source(key) is ParameterSource.COMMANDLINE
-
-
-def _labels(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    pairs = [value.partition("=") for value in values]
-    if wrong := [key + sign + value for key, sign, value in pairs if not (key and sign and value)]:
-        raise click.BadParameter(f"{wrong[0]!r}: write it as key=value", param=parameter)
-    return {key: value for key, _, value in pairs}
 
 
 class _ActorRange(click.ParamType[int | tuple[int, int]]):
@@ -104,8 +96,8 @@ class _ActorRange(click.ParamType[int | tuple[int, int]]):
     "--node-label",
     "node_labels",
     multiple=True,
-    metavar="KEY=VALUE",
-    callback=_labels,
+    metavar="NAME=VALUE",
+    callback=pairs,
     help="Only on nodes with this Ray label.",
 )
 @click.option("--max-attempts", type=click.IntRange(min=1), default=3, show_default=True, help="Per shard.")

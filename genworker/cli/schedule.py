@@ -9,7 +9,7 @@ import time
 
 import click
 
-from genworker.cli.generate import DATE
+from genworker.cli.options import DATE
 
 
 @click.command()

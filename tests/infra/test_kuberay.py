@@ -18,6 +18,7 @@ import pytest
 
 from genworker.bulk.schedule import load_run
 from genworker.cli import cli
+from genworker.submit import call_of
 from tests.infra.files import INFRA
 from tests.infra.hcl import load
 from tests.infra.manifests import (
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 KUBERNETES = "1.33"
 SCHEMAS = os.environ.get("KUBERAY_SCHEMAS", "")
-SUBMIT = INFRA / "kuberay" / "base" / "nightly" / "submit.sh"
 
 
 def schema_of(kind: str) -> dict[str, Any]:
@@ -218,8 +218,6 @@ def test_the_schedule_uses_the_cluster_that_is_there() -> None:
     assert env["RAY_ADDRESS"] == f"http://{name}-head-svc:8265"
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     assert volumes["token"]["secret"]["secretName"] == name
-    scripts = volumes["scripts"]["configMap"]["name"]
-    assert built["ConfigMap", scripts]["data"]["submit.sh"] == SUBMIT.read_text(encoding="utf-8")
     (group,) = cluster_spec(cluster)["workerGroupSpecs"]
     assert group["minReplicas"] == 0
 
@@ -286,40 +284,22 @@ def check_call(words: list[str], *, gpus: bool) -> None:
     assert use_gpu is gpus
 
 
-@pytest.mark.parametrize(
-    ("state", "ends_as", "expected", "exit_code"),
-    [
-        ("", "SUCCEEDED", ["submit"], 0),
-        ("", "FAILED", ["submit"], 1),
-        ("RUNNING", "SUCCEEDED", ["logs"], 0),
-        ("SUCCEEDED", "SUCCEEDED", [], 0),
-        ("FAILED", "SUCCEEDED", ["delete", "submit"], 0),
-    ],
-)
-def test_the_nightly_script(tmp_path: Path, state: str, ends_as: str, expected: list[str], exit_code: int) -> None:
-    """A new day is submitted, a running one followed, a finished one left, a failed one submitted again."""
-    (tmp_path / "state").write_text(state)
-    stub = tmp_path / "ray"
-    stub.write_text(
-        '#!/bin/sh\ncd "$(dirname "$0")"\nIFS="|"\ncase "$2" in\n'
-        "  status) test -s state && cat state ;;\n"
-        '  delete) echo "$*" >> calls; : > state ;;\n'
-        f'  *) echo "$*" >> calls; echo {ends_as} > state ;;\nesac\n'
-    )
+def test_the_nightly_command(tmp_path: Path) -> None:
+    """A shell makes of it a submit of the shipped spec whose run id is the day, and of a job that writes where it may."""
+    spec = build("production")["CronJob", "genworker-nightly"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    stub = tmp_path / "genworker"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
-    environment = {
-        "PATH": f"{tmp_path}:/usr/bin:/bin",
-        "DAY": "2026-11-23",
-        "BUNDLE": "s3://my-bucket/runs/image-64/bundle",
-        "DATASETS": "s3://my-bucket/datasets/nightly",
-        "NUM_SAMPLES": "1000",
-    }
-    done = subprocess.run([SUBMIT], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == exit_code, done.stdout + done.stderr
-    calls = (tmp_path / "calls").read_text().splitlines() if expected else []
-    assert [line.split("|")[1] for line in calls] == expected
-    assert all("nightly-2026-11-23" in line for line in calls)
-    for line in calls:
-        words = line.split("|")
-        if words[1] == "submit":
-            check_call(words[words.index("--") + 1 :], gpus=True)
+    environment = {item["name"]: item["value"] for item in container["env"]}
+    environment |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "DAY": "2026-11-23"}
+    done = subprocess.run(
+        [*container["command"], *container["args"]], env=environment, capture_output=True, text=True, check=True
+    )
+    name, *words = done.stdout.splitlines()
+    with click.Context(cli, **cli.context_settings) as group:
+        params = cli.commands[name].make_context(name, words, parent=group).params
+    assert params["address"] == environment["RAY_ADDRESS"]
+    assert params["run_id"] == "2026-11-23"
+    command, arguments = call_of(params["command"], params["arguments"], params["run_id"])
+    check_call(["python", f"/opt/jobs/{command}.py", *arguments], gpus=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from genworker.cli import cli
 from genworker.errors import UsageError
-from genworker.submit import Request
+from genworker.submit import Request, call_of
 
 
 @pytest.fixture
@@ -65,8 +68,7 @@ def test_names_of_presets_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request("demo", []), "cannot be submitted; choose one of train"),
-        (Request("train", [], run_id="a b"), "--run-id 'a b'"),
+        (Request("train", [], run_id="a b"), "run id 'a b'"),
         (Request("train", [], variables={"AWS_SECRET_ACCESS_KEY": "x"}), "--env AWS_SECRET_ACCESS_KEY"),
         (Request("train", [], variables={"hf_token": "x"}), "is shown to whoever sees"),
     ],
@@ -74,6 +76,45 @@ def test_names_of_presets_are_left_alone() -> None:
 def test_what_is_wrong_is_said_before_anything_is_sent(request_: Request, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         request_.check()
+
+
+def test_a_spec_says_which_command_it_is_for(tmp_path: Path) -> None:
+    """Files by their keys and shipped ones by their folder; a dataset's gets the run id, and a date where it is one."""
+    dataset, training, neither = (tmp_path / f"{name}.yaml" for name in "abc")
+    dataset.write_text("bundle: b\nout: o/{{ run_id }}\n")
+    training.write_text("family: {name: vae}\n")
+    neither.write_text("seed: 1\n")
+    assert call_of(str(dataset), ["--actors=2"]) == ("generate", ["--spec", str(dataset), "--actors=2"])
+    assert call_of("nightly", [], "b7") == ("generate", ["--spec", "nightly", "--run-id", "b7"])
+    assert call_of("nightly", [], "2026-11-25")[1][2:] == ["--run-id", "2026-11-25", "--date", "2026-11-25"]
+    assert call_of(str(training), ["--out", "o"], "b7") == ("train", [str(training), "--out", "o"])
+    assert call_of("fashion-tiny", []) == ("train", ["fashion-tiny"])
+    assert call_of("evaluate", ["run"]) == ("evaluate", ["run"])
+    with pytest.raises(UsageError, match="is none of a dataset"):
+        call_of(str(neither), [])
+    with pytest.raises(UsageError, match=r"'demo': cannot be submitted; choose one of train.*fashion-tiny.*nightly"):
+        call_of("demo", [])
+
+
+def test_options_may_follow_a_spec() -> None:
+    """`submit SPEC --address URL -- ARGUMENTS`, the words behind "--" being the job's."""
+    command = cli.commands["submit"]
+    for args in (
+        ["nightly", "--address", "http://h:1", "--run-id", "a", "--", "--run-id", "b"],
+        ["--address", "http://h:1", "--run-id", "a", "nightly", "--run-id", "b"],
+    ):
+        with click.Context(cli, **cli.context_settings) as group:
+            params = command.make_context("submit", args, parent=group).params
+        assert (params["command"], params["arguments"]) == ("nightly", ("--run-id", "b"))
+        assert (params["address"], params["run_id"]) == ("http://h:1", "a")
+
+
+def test_an_old_python_is_told_so() -> None:
+    """Code that was sent along meets whatever Python the cluster has."""
+    code = "import sys; sys.version_info = (3, 9, 2); import genworker.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("genworker needs Python 3.11 or newer")
 
 
 def test_a_spec_outside_the_working_directory_is_refused(spec: Path, tmp_path: Path) -> None:
