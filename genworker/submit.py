@@ -37,7 +37,7 @@ _KEYS = {"generate": {"bundle", "out", "num_samples"}, "train": {"data", "family
 _PROGRAM = ("python", "-m", "genworker.cli")
 _MAX_TRIES = 1_000
 _POLL_SECONDS = 1.0
-_SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "ACCESS_KEY")
+_SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "ACCESS_KEY", "API_KEY")
 
 
 def call_of(what: str, arguments: Sequence[str], run_id: str = "") -> tuple[str, list[str]]:

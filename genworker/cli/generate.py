@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from genworker import codecs, formats
-from genworker.cli.options import DATE, pairs
+from genworker.cli.options import DATE, LINEAGE, pairs
 from genworker.errors import UsageError
 
 
@@ -118,6 +119,7 @@ class _ActorRange(click.ParamType[int | tuple[int, int]]):
 @click.option(
     "--price-per-hour", type=click.FloatRange(min=0), help="Of one GPU, or of one CPU: estimate and report the cost."
 )
+@LINEAGE
 @click.option("--json", "as_json", is_flag=True, help="Print a summary of the run as JSON.")
 @click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop.")
 @click.pass_context
@@ -131,6 +133,7 @@ def generate(
     run_id: str | None,
     dry_run: bool,
     as_json: bool,
+    lineage: str | None,
     **flags: object,
 ) -> None:
     """Write samples of BUNDLE as shards to --out, and publish them once all are there.
@@ -161,7 +164,13 @@ def generate(
     from genworker.cli.display import size
     from genworker.cli.live import run_generation
 
-    result = run_generation(spec, "generate")
+    result = run_generation(
+        spec,
+        "generate",
+        name=None if spec_file is None else Path(spec_file).stem,
+        date=date.date() if date else None,
+        lineage=lineage,
+    )
     if as_json:
         click.echo(json.dumps(result.summary, indent=2))
         return

@@ -5,6 +5,11 @@ from __future__ import annotations
 import click
 
 DATE = click.DateTime(["%Y-%m-%d"])
+LINEAGE = click.option(
+    "--lineage",
+    metavar="URL|FILE",
+    help="Send OpenLineage events to a server, or append them to a file. Default: as the OPENLINEAGE_ variables say.",
+)
 
 
 def pairs(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

@@ -6,10 +6,11 @@ import dataclasses
 import datetime
 import json
 import time
+from pathlib import Path
 
 import click
 
-from genworker.cli.options import DATE
+from genworker.cli.options import DATE, LINEAGE
 
 
 @click.command()
@@ -18,6 +19,7 @@ from genworker.cli.options import DATE
 @click.option("--to", "last", required=True, type=DATE, help="Last date, included.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of SPEC.")
 @click.option("--run-id", metavar="NAME", help="For {{ run_id }} in the spec.")
+@LINEAGE
 @click.option("--dry-run", is_flag=True, help="List the runs, and whether they are there, and stop.")
 def backfill(
     *,
@@ -26,6 +28,7 @@ def backfill(
     last: datetime.datetime,
     overrides: tuple[str, ...],
     run_id: str | None,
+    lineage: str | None,
     dry_run: bool,
 ) -> None:
     """Make the runs of SPEC that are missing between two dates, one after the other.
@@ -46,7 +49,7 @@ def backfill(
             continue
         from genworker.cli.live import run_generation
 
-        result = run_generation(run, f"generate {date}")
+        result = run_generation(run, f"generate {date}", name=Path(spec).stem, date=date, lineage=lineage)
         made += result.samples_made > 0
         click.echo(f"{date}  {run.out}  {'made' if result.samples_made else 'published'}")
     click.echo(f"{'missing' if dry_run else 'made'}: {made} of {len(runs)} runs")

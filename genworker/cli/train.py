@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+
+from genworker.cli.options import LINEAGE
 
 
 @click.command()
@@ -12,8 +16,11 @@ import click
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. training.images=50000."
 )
+@LINEAGE
 @click.option("--dry-run", is_flag=True, help="Print the resolved spec as YAML and stop.")
-def train(spec: str, out: str, workers: int | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+def train(
+    *, spec: str, out: str, workers: int | None, overrides: tuple[str, ...], lineage: str | None, dry_run: bool
+) -> None:
     """Train SPEC (a YAML file, or a shipped spec by name) into the run at --out.
 
     Run the same command again to resume; a finished run is left as it is.
@@ -30,6 +37,7 @@ def train(spec: str, out: str, workers: int | None, overrides: tuple[str, ...], 
 
     from genworker.cli.live import run_training
 
-    bundle_url = run_training(resolved, out, title=f"train {resolved.family.name}")
+    title = f"train {resolved.family.name}"
+    bundle_url = run_training(resolved, out, title, name=Path(spec).stem, lineage=lineage)
     click.echo(f"bundle: {bundle_url}")
     click.echo(f"next:   genworker generate {bundle_url} --out URL --num-samples 100000")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from dataclasses import dataclass
@@ -142,7 +143,9 @@ def test_sigterm_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
     """What a scheduler does to a driver: it saves at the step where it is, ends with 143, and loses nothing."""
     spec, out = tmp_path / "spec.yaml", tmp_path / "run"
     spec.write_text(yaml.safe_dump(SPEC | {"resources": {"workers": 2}}), encoding="utf-8")
-    with running(["genworker", "train", str(spec), "--out", str(out)], tmp_path) as program:
+    events = tmp_path / "events.jsonl"
+    command = ["genworker", "train", str(spec), "--out", str(out), "--lineage", str(events)]
+    with running(command, tmp_path) as program:
         program.wait_until(lambda: out.is_dir() and bool(checkpoint.keys(open_store(str(out)))))
         program.leftovers |= program.family()
         program.process.terminate()
@@ -151,3 +154,8 @@ def test_sigterm_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
     newest = checkpoint.images_of(checkpoint.keys(open_store(str(out)))[0])
     assert newest % CHECKPOINT_EVERY  # not a checkpoint of the rhythm, but of the stop
     assert not (out / "bundle").exists()
+    told = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    assert [(event["eventType"], event["job"]["name"]) for event in told] == [
+        ("START", "train.spec"),
+        ("ABORT", "train.spec"),
+    ]

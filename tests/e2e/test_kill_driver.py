@@ -95,8 +95,8 @@ def test_ctrl_c_stops_cleanly_and_can_be_resumed(tiny_bundle: str, undisturbed: 
 @pytest.mark.slow
 def test_sigterm_drains_and_can_be_resumed(tiny_bundle: str, undisturbed: dict[str, str], tmp_path: Path) -> None:
     """SIGTERM lets running shards end, keeps their receipts, says how to go on, and exits with 143."""
-    out = tmp_path / "out"
-    with running(command(tiny_bundle, out), tmp_path) as first:
+    out, events = tmp_path / "out", tmp_path / "events.jsonl"
+    with running([*command(tiny_bundle, out), "--lineage", str(events)], tmp_path) as first:
         first.wait_until(lambda: is_under_way(out))
         first.process.terminate()
         assert first.wait() == 143
@@ -108,7 +108,7 @@ def test_sigterm_drains_and_can_be_resumed(tiny_bundle: str, undisturbed: dict[s
     assert plan is not None
     # Nothing was cut off: each shard that is there has its receipt.
     assert {plan.shard_key(index) for index in ledger.read(store, plan)} == set(stored_shards(str(out)))
-    with running([*command(tiny_bundle, out), "--json"], tmp_path) as second:
+    with running([*command(tiny_bundle, out), "--lineage", str(events), "--json"], tmp_path) as second:
         assert second.wait() == 0, second.stderr
     summary = json.loads(second.stdout)
     assert summary["shards"] == NUM_SHARDS
@@ -118,3 +118,9 @@ def test_sigterm_drains_and_can_be_resumed(tiny_bundle: str, undisturbed: dict[s
     assert {line["plan_id"] for line in lines if line["event"] == "progress"} == {plan.plan_id}
     assert lines[-1]["shards_done"] == lines[-1]["num_shards"] == NUM_SHARDS
     assert published_digests(str(out)) == undisturbed
+    told = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    assert [event["eventType"] for event in told] == ["START", "ABORT", "START", "COMPLETE"]
+    facets = [event["run"]["facets"]["genworker_run"] for event in told]
+    assert {facet["planId"] for facet in facets[1::2]} == {plan.plan_id}
+    assert len({facet["resumeId"] for facet in facets}) == 1
+    assert told[-1]["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == NUM_SAMPLES

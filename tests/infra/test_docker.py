@@ -49,7 +49,8 @@ def test_the_image_runs_as_nobody_special() -> None:
 
 def test_everything_that_is_installed_is_pinned() -> None:
     """constraints.txt names one version of every dependency, also of dependencies' own, that pyproject.toml allows."""
-    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["mlflow"]
+    extras = PROJECT["optional-dependencies"]
+    wanted = PROJECT["dependencies"] + extras["mlflow"] + extras["lineage"]
     for requirement in map(Requirement, wanted):
         name = canonicalize_name(requirement.name)
         assert requirement.specifier.contains(PINNED[name]), f"{requirement} is pinned to {PINNED[name]}"

@@ -92,6 +92,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.schedule",
         "bulk.catalog",
         "bulk.retention",
+        "lineage.*",
     ),
     5: (
         "training.trainer",
@@ -129,6 +130,7 @@ HEAVY = (
     "rich",
     "jinja2",
     "matplotlib",
+    "openlineage",
 )
 
 
