@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import secrets
 import shutil
 import socket
@@ -12,21 +14,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import requests
 import yaml
+from click.testing import CliRunner
 
 import genworker
 from genworker import bundle as bundles
+from genworker.cli import cli
 from genworker.reading import verify
 from genworker.stores import open_store
 from genworker.training.record import BUNDLE_PREFIX
+from tests import canaries
 from tests.datasets import all_samples
 from tests.processes import run, running
 from tests.servers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.processes import Program
+    from tests.servers import S3Server
 
 pytestmark = pytest.mark.slow
 
@@ -41,19 +48,32 @@ TINY_SPEC = {
         "generator": {"widths": [8, 4], "patch": 2},
         "discriminator": {"widths": [8, 4], "patch": 2},
     },
-    "training": {"images": 256, "batch_size": 32, "report_every_images": 128},
+    "training": {
+        "images": 256,
+        "batch_size": 32,
+        "report_every_images": 128,
+        "callbacks": ["tensorboard", "mlflow"],
+    },
     "resources": {"workers": 2},
 }
 
 
 @dataclass(frozen=True)
 class Head:
-    """A running head node: where jobs go, and the variables that let them in."""
+    """A running head node: where jobs go, the variables that let them in, and what only the node itself knows.
+
+    ``canaries`` are secrets in the node's environment besides those of ``s3``; ``folder`` holds all but ``token`` that the node
+    was started with and what it printed, ``session`` Ray's own logs.
+    """
 
     address: str
     environment: dict[str, str]
     token: str
     working_dir: Path
+    s3: S3Server
+    canaries: dict[str, str]
+    folder: Path
+    session: Path
 
     def submit(self, entry: Sequence[str], folder: Path, environment: dict[str, str]) -> Program:
         """Run `ray job submit` to the end of the job."""
@@ -62,14 +82,25 @@ class Head:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(rclone: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head node with token authentication, on ports and in a folder of its own; ended by its process ids."""
     folder = tmp_path_factory.mktemp("head")
     token = secrets.token_hex(32)
-    token_path = folder / "token"
+    token_path = tmp_path_factory.mktemp("token") / "token"
     token_path.touch(mode=0o600)
     token_path.write_text(token, encoding="utf-8")
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+    known = {name: canaries.canary() for name in ("session token", "mlflow token", "lineage key", "wrong secret key")}
+    node_environment = {
+        **environment,
+        **rclone.environment,
+        "AWS_SESSION_TOKEN": known["session token"],
+        "MLFLOW_TRACKING_TOKEN": known["mlflow token"],
+        "MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(),
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OPENLINEAGE_API_KEY": known["lineage key"],
+    }
     working_dir = folder / "code"
     for name in ("genworker", "jobs"):
         shutil.copytree(REPOSITORY / name, working_dir / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -96,9 +127,18 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     with tempfile.TemporaryDirectory(prefix="gw-", ignore_cleanup_errors=True) as temp:
         command = ["ray", "start", "--head", "--block", f"--temp-dir={temp}"]
         command += [f"--{name}={value}" for name, value in options.items()]
-        with running(command, folder, environment) as program:
+        with running(command, folder, node_environment) as program:
             program.wait_until(lambda: is_open(dashboard))
-            yield Head(f"http://127.0.0.1:{dashboard}", environment, token, working_dir)
+            yield Head(
+                address=f"http://127.0.0.1:{dashboard}",
+                environment=environment,
+                token=token,
+                working_dir=working_dir,
+                s3=rclone,
+                canaries=known | {"cluster's token": token},
+                folder=folder,
+                session=Path(temp),
+            )
 
 
 def is_open(port: int) -> bool:
@@ -204,13 +244,67 @@ def test_without_a_token_nothing_is_accepted(head: Head, tiny_bundle: str, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_submitted_training_run_leaves_a_bundle(head: Head, tmp_path: Path) -> None:
-    """jobs/train.py trains on the cluster's workers, with the code that was submitted."""
-    spec = tmp_path / "tiny.yaml"
+def test_a_submitted_training_run_leaves_a_bundle_and_no_secret(
+    head: Head, point_at: Callable[[S3Server], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """jobs/train.py trains into S3 with the code that was submitted; no credential is in what it stores, prints or logs."""
+    spec, events, page = tmp_path / "tiny.yaml", tmp_path / "events.jsonl", tmp_path / "page.html"
     spec.write_text(yaml.safe_dump(TINY_SPEC), encoding="utf-8")
-    out = tmp_path / "run"
-    program = head.submit(["jobs/train.py", str(spec), "--out", str(out)], tmp_path, head.environment)
+    bucket = head.s3.new_bucket()
+    url = f"s3://{bucket}/run"
+    entry = ["jobs/train.py", str(spec), "--out", url, "--lineage", str(events)]
+    program = head.submit(entry, tmp_path, head.environment)
     assert program.process.returncode == 0, program.stdout + program.stderr
-    info = bundles.load_info(open_store(str(out)), BUNDLE_PREFIX)
+    point_at(head.s3)
+    info = bundles.load_info(open_store(url), BUNDLE_PREFIX)
     assert info.lineage.images_seen == 256
     assert info.lineage.versions["genworker"] == SHIPPED_VERSION
+    assert [json.loads(line)["eventType"] for line in events.read_text(encoding="utf-8").splitlines()] == [
+        "START",
+        "COMPLETE",
+    ]
+
+    shown = [
+        printed("report", url, "--out", page),
+        printed("train", spec, "--out", "s3://no-such-bucket-here/run", fails=True),
+    ]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", head.canaries["wrong secret key"])
+    shown.append(printed("runs", url, fails=True))
+    answers = [
+        requests.get(f"{head.address}/api/{path}", headers={"Authorization": f"Bearer {head.token}"}, timeout=30).text
+        for path in ("jobs/", "v0/tasks?detail=1", "v0/actors?detail=1")
+    ]
+    assert entry[0] in answers[0]
+    searched = canaries.assert_nowhere(
+        head.canaries | canaries.credentials_of(head.s3),
+        [
+            *(("printed", text.encode()) for text in shown),
+            *(("Ray's API", text.encode()) for text in answers),
+            *canaries.stored(head.s3, bucket),
+            *canaries.files_below(tmp_path),  # what the commands printed and left below their HOME, events, page
+            *canaries.files_below(head.folder),
+            *canaries.files_below(head.session),
+        ],
+    )
+    for part in ("spec.json", "metrics.jsonl", "environment.jsonl", "mlflow.json", "checkpoints/", "bundle/"):
+        assert any(name.startswith(f"run/{part}") for name in searched), part
+    for part in ("run/tensorboard/events", "/mlruns/", "/job-driver-", "/raylet.out", "page.html", "events.jsonl"):
+        assert any(part in name for name in searched), part
+
+
+def printed(*args: object, fails: bool = False) -> str:
+    """What a command of genworker prints that runs in this process."""
+    result = CliRunner().invoke(cli, [str(arg) for arg in args])
+    assert (result.exit_code != 0) is fails, result.output
+    return result.output
+
+
+def test_the_search_for_secrets_finds_them() -> None:
+    """As they are, in base64 at any offset, and in names."""
+    secret = canaries.canary()
+    for text in (f"x{secret}y", *(base64.b64encode(f"{'x' * n}{secret}yy".encode()).decode() for n in range(4))):
+        with pytest.raises(AssertionError, match="key in here"):
+            canaries.assert_nowhere({"key": secret}, [("fine", b"nothing"), ("here", text.encode())])
+    with pytest.raises(AssertionError, match="key in "):
+        canaries.assert_nowhere({"key": secret}, [(f"data/{secret}.png", b"")])
+    assert canaries.assert_nowhere({"key": secret}, [("fine", canaries.canary().encode())]) == ["fine"]
