@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from openlineage.client import facet_v2
 
 from genworker import __version__
@@ -28,11 +30,12 @@ from genworker.bulk.progress import Reporter
 from genworker.bulk.protocol import Driver
 from genworker.bulk.request import GenerateSpec, make_plan, numerics_for, sample_schema
 from genworker.bulk.shard import ShardMaker
+from genworker.cli import cli
 from genworker.errors import JobError, UsageError
 from genworker.lineage import job as jobs
 from genworker.lineage import sender
 from genworker.stores import open_store
-from genworker.training import hooks, loop
+from genworker.training import hooks, loop, record
 from tests.fakes import models
 from tests.servers import free_port
 
@@ -350,9 +353,48 @@ def test_the_clients_configuration_file_is_enough(tiny_bundle: str, tmp_path: Pa
 
 
 def test_without_being_asked_nothing_is_sent_and_no_client_is_loaded(tiny_bundle: str, tmp_path: Path) -> None:
+    before = threading.enumerate()
     run_job(spec_of(tiny_bundle, tmp_path / "one"), None, told := [])
     assert told == []
-    assert not [thread for thread in threading.enumerate() if thread.name == "lineage"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "lineage" and thread not in before]
+
+
+def test_the_commands_send_them(tiny_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """generate, backfill and train name the job by their spec, and say which date it is for; warnings are lines of the log."""
+    nightly, tiny, path = tmp_path / "nightly.yaml", tmp_path / "tiny.yaml", tmp_path / "events.jsonl"
+    values = spec_of(tiny_bundle, f"{tmp_path}/dt={{{{ date }}}}").model_dump(mode="json")
+    nightly.write_text(yaml.safe_dump(values), encoding="utf-8")
+    run_job(spec_of(tiny_bundle, tmp_path / "dt=2026-11-23"), None)
+    spec = models.train_spec(images=16)
+    tiny.write_text(yaml.safe_dump(spec.model_dump(mode="json")), encoding="utf-8")
+    store = open_store(str(tmp_path / "run"))
+    record.claim(spec, store)
+    loop.train(spec, models.shipped_source(16), store, rank=0, world_size=1, device=CPU, hooks=hooks.Hooks())
+
+    def command(*args: object, code: int = 0) -> str:
+        result = CliRunner().invoke(cli, [str(arg) for arg in args])
+        assert result.exit_code == code, result.output
+        return result.stderr
+
+    dates = ("--from", "2026-11-23", "--to", "2026-11-24")
+    command("generate", "--spec", nightly, "--date", "2026-11-23", "--lineage", path)
+    command("backfill", nightly, *dates, "--set", "bundle=nowhere", "--lineage", path, code=1)
+    command("train", tiny, "--out", tmp_path / "run", "--lineage", path)
+    events = events_in(path)
+    found, missing, trained = check_pair(events[:2], "COMPLETE"), check_pair(events[2:4], "FAIL"), events[4:]
+    check_pair(trained, "COMPLETE")
+    assert [event["job"]["name"] for event in events[::2]] == ["generate.nightly", "generate.nightly", "train.tiny"]
+    times = [end["run"]["facets"]["nominalTime"]["nominalStartTime"][:10] for _, end in (found, missing)]
+    assert times == ["2026-11-23", "2026-11-24"]
+    assert found[1]["run"]["facets"]["genworker_run"]["samplesMade"] == 0
+    assert found[1]["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 50
+    assert missing[1]["run"]["facets"]["errorMessage"]["message"].startswith("BundleError: ")
+
+    monkeypatch.setattr(sender, "CLOSE_SECONDS", 0.3)
+    target = f"http://127.0.0.1:{free_port()}"
+    shown = command("generate", "--spec", nightly, "--date", "2026-11-23", "--lineage", target)
+    (line,) = [json.loads(text) for text in shown.splitlines()]
+    assert (line["event"], line["message"][:9]) == ("warning", "lineage: ")
 
 
 @pytest.mark.parametrize("trouble", ["nobody", "silent", "refusing", "folder is gone"])
