@@ -95,7 +95,7 @@ def generation(spec: GenerateSpec, name: str | None = None, date: datetime.date 
     output = _dataset_at(spec.out, "FILE", spec.format)
     return Job(
         "generate",
-        f"generate.{name or without_secrets(spec.out)}",
+        f"generate.{name or _place_of(spec.out)}",
         _dataset_at(spec.bundle, "MODEL"),
         output,
         date=date,
@@ -139,7 +139,7 @@ def training(spec: TrainSpec, out: str, name: str | None = None) -> Job:
     else:
         source = _dataset_at(url, "FILE", spec.data.name)
     output = _dataset_at(child_url(out, BUNDLE_PREFIX.rstrip("/")), "MODEL", spec.family.name)
-    return Job("train", f"train.{name or without_secrets(out)}", source, output, run={"specId": spec.spec_id})
+    return Job("train", f"train.{name or _place_of(out)}", source, output, run={"specId": spec.spec_id})
 
 
 def on_trained(job: Job, store: Store) -> None:
@@ -177,6 +177,12 @@ def parent_of_environment() -> tuple[str, str, str] | None:
 def without_secrets(text: str) -> str:
     """``text`` with users, passwords and queries taken out of the URLs in it."""
     return _QUERY_OF_PATH.sub("", _QUERY_OF_URL.sub(r"\1", _USER.sub("", text)))
+
+
+def _place_of(url: str) -> str:
+    """The URL or absolute path of ``url``, the same from whatever folder a command is run."""
+    found = _dataset_at(url, "FILE")
+    return found.name if found.namespace == "file" else f"{found.namespace}/{found.name}"
 
 
 def _dataset_at(url: str, kind: str, sub_type: str = "") -> Dataset:

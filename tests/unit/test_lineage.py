@@ -512,7 +512,14 @@ def test_datasets_are_named_as_openlineage_says(url: str, namespace: str, name: 
     """Buckets are namespaces, keys names, paths lie in ``file``; userinfo and queries are gone."""
     found = jobs.generation(GenerateSpec(bundle="bundle", out=url, num_samples=1))
     assert (found.output.namespace, found.output.name) == (namespace, name)
+    assert found.name == f"generate.{name if namespace == 'file' else f'{namespace}/{name}'}"
     assert KEY not in repr(found)
+
+
+def test_a_relative_path_is_named_as_the_absolute_one(tmp_path: Path) -> None:
+    """The same job from another folder has the same name and the same resume id."""
+    here, there = (jobs.generation(GenerateSpec(bundle="b", out=out, num_samples=1)) for out in ("x", f"{tmp_path}/x"))
+    assert (here.name, here.output, here.resume_id) == (there.name, there.output, there.resume_id)
 
 
 def job_of() -> jobs.Job:
