@@ -110,6 +110,12 @@ def actor_options(
     }
 
 
+def beside_driver(cls: type) -> Any:
+    """``cls`` as an actor that needs nothing and lives on the driver's node, so that no other node takes it along."""
+    node = ray.get_runtime_context().get_node_id()
+    return ray.remote(cls).options(num_cpus=0, label_selector={"ray.io/node-id": node})
+
+
 def room(options: dict[str, Any]) -> int:
     """How many actors of these options the nodes of the cluster can hold, whoever uses them now."""
     needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}

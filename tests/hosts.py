@@ -28,8 +28,15 @@ if TYPE_CHECKING:
 
 S3_PORT = 5000
 # A node that is gone is noticed within seconds, not half a minute.
-HEALTH = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "4"}
+HEALTH = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "4",
+    "RAY_agent_register_timeout_ms": "120000",
+}
 START_SECONDS = 60.0
+# Where a port is given, a node does not end when its agents take more than fifteen seconds to say theirs on a busy machine.
+AGENTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
+PORTS = [f"--{name}-port={9001 + number}" for number, name in enumerate(AGENTS)]
 # moto's server with connections that stay open, as those of object stores do.
 _SERVER = """
 import sys
@@ -79,6 +86,15 @@ class Host:
     def mend(self) -> None:
         """Put its cable back."""
         ip("-n", self.network.switch, "link", "set", self.port, "up")
+
+    @contextlib.contextmanager
+    def slow(self, rate: str) -> Iterator[None]:
+        """Let it send no more than ``rate``, as `tc` writes it (8mbit), inside the block."""
+        link = ["tc", "-n", self.space, "qdisc"]
+        shape = ["tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
+        subprocess.run([*link, "add", "dev", "eth0", "root", *shape], check=True, capture_output=True)
+        yield
+        subprocess.run([*link, "del", "dev", "eth0", "root"], check=True, capture_output=True)
 
     def signal(self, number: int, only: str = "") -> int:
         """Send a signal to all processes of its Ray node, or to those whose title begins with ``only``; how many got it."""
@@ -167,7 +183,7 @@ class Network:
 
     def _ray(self, host: Host, words: Sequence[str], server: S3Server, num_cpus: int) -> None:
         command = ["ray", "start", *words, "--block", f"--num-cpus={num_cpus}", f"--node-ip-address={host.address}"]
-        command += ["--object-store-memory=100000000", "--disable-usage-stats"]
+        command += [*PORTS, "--object-store-memory=100000000", "--disable-usage-stats"]
         variables = {name: value for name, value in self.environment(server).items() if name != "RAY_ADDRESS"}
         node = self._stack.enter_context(running(host.command(command), self._folder, variables))
         node.wait_until(lambda: "Ray runtime started" in node.stdout)

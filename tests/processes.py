@@ -52,6 +52,7 @@ class Program:
     stdout_path: Path
     stderr_path: Path
     home: Path
+    started: float = field(default_factory=time.monotonic)
     leftovers: set[Identity] = field(default_factory=set)
 
     @property

@@ -7,6 +7,7 @@ by as many as the cluster has (`resources.workers: [min, max]`), and go on from 
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import uuid
@@ -30,6 +31,10 @@ from genworker.training.spec import TrainSpec
 
 _POLL_SECONDS = 0.5
 _STOP_GRACE_SECONDS = 30.0
+# How long Ray Train waits for the places of a group before it counts the nodes again. Just after a node was lost it is still
+# counted, and with Ray Train's minute a smaller group would start a minute late.
+_PLACE_SECONDS = 15
+_PLACE_SECONDS_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 def train(
@@ -57,7 +62,7 @@ def train(
         )
         wait_seconds = resources.wait_seconds if can_grow else 0.0
         cluster.await_workers(resources.fewest_workers, needs, wait_seconds=wait_seconds, on_event=on_event)
-        board = ray.remote(Board).options(num_cpus=0).remote()
+        board = cluster.beside_driver(Board).remote()
         evaluator = Evaluator(spec, store.url, on_event)
         follower = _Follower(board, evaluator, on_progress, on_event)
         while True:
@@ -138,13 +143,16 @@ def _fit(spec: TrainSpec, url: str, board: Any, outcome: dict[str, Any]) -> None
     import ray.train
     import ray.train.torch
 
+    from genworker.training.network import TorchConfig
     from genworker.training.worker import work
 
     resources = spec.resources
+    if isinstance(resources.workers, tuple):
+        os.environ.setdefault(_PLACE_SECONDS_VARIABLE, str(_PLACE_SECONDS))
     trainer = ray.train.torch.TorchTrainer(
         work,
         train_loop_config={"spec": spec.model_dump(mode="json"), "url": url, "board": board},
-        torch_config=ray.train.torch.TorchConfig(timeout_s=max(1, round(resources.collective_timeout_seconds))),
+        torch_config=TorchConfig(timeout_s=max(1, round(resources.collective_timeout_seconds))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.use_gpu,
@@ -174,9 +182,12 @@ def _with_last_checkpoint(kind: type[GenworkerError], message: str, last: str | 
 def _explain(error: Exception, last: str | None) -> str:
     """Which ranks were lost and why, in a few lines; Ray's own message holds every rank's traceback."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    lines = [f"  rank {rank}: {_first_line(failure)}" for rank, failure in sorted(failures.items())]
-    seen = "\n".join(["workers were lost:", *lines]) if lines else f"training stopped: {_first_line(error)}"
     where = f"from {last}" if last else "from the newest checkpoint"
+    if not failures:
+        cause = getattr(error, "controller_failure", error)
+        return f"training stopped: {_first_line(cause)}\nlook at the nodes, then run the same command again to go on {where}"
+    lines = [f"  rank {rank}: {_first_line(failure)}" for rank, failure in sorted(failures.items())]
+    seen = "\n".join(["workers were lost:", *lines])
     return (
         f"{seen}\nwhat was lost was replaced resources.max_failures times; look at the nodes, then run the same command again "
         f"to go on {where}"

@@ -97,6 +97,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: (
         "training.trainer",
         "training.worker",
+        "training.network",
         "training.evaluator",
         "bulk.actor",
         "bulk.pool",

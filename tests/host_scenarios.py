@@ -1,0 +1,282 @@
+"""What may happen to hosts while they work: one function per scenario, which plays it, checks what is left, and tells of it.
+
+Used by tests and by the benchmark. A site is a head without processors, an object store and a worker host `one`; scenarios
+add the host that something happens to. Every dataset is checked whole, and every shard of it is remade and compared byte by
+byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import yaml
+
+from genworker.training import checkpoint
+from tests.hosts import Host, Network, cluster_of_hosts
+from tests.processes import run, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.processes import Program
+    from tests.servers import S3Server
+
+NUM_SHARDS, SAMPLES_PER_SHARD = 300, 150
+CHECKPOINT_EVERY = 1_024
+TRAINING = {
+    "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
+    "family": {
+        "name": "r3gan",
+        "latent_dim": 8,
+        "generator": {"widths": [8, 4], "patch": 2},
+        "discriminator": {"widths": [8, 4], "patch": 2},
+    },
+    "training": {
+        "images": 6 * CHECKPOINT_EVERY,
+        "batch_size": 32,
+        "precision": "float32",
+        "report_every_images": 512,
+        "checkpoint_every_images": CHECKPOINT_EVERY,
+        "callbacks": [],
+    },
+    "evaluation": {"num_samples": 0},
+    "resources": {"workers": [1, 2], "collective_timeout_seconds": 20},
+}
+# Takes about a minute for the shards of a job: long enough for a host to join.
+SLOW_LINK = "6mbit"
+_PUT = re.compile(r'(10\.77\.0\.\d+) .*"PUT (/\S+) HTTP/1\.1" (\d+)')
+_DRAIN = """
+import subprocess, sys, ray
+ray.init(sys.argv[1], logging_level="ERROR")
+(node,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == sys.argv[2]]
+command = ["ray", "drain-node", "--address", sys.argv[1], "--node-id", node, "--deadline-remaining-seconds", "3"]
+command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+sys.exit(subprocess.run(command).returncode)
+"""
+
+_STARTS = """
+import sys
+from genworker.stores import open_store
+print(open_store(sys.argv[1]).get("environment.jsonl").decode(), end="")
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a scenario ended: with the first command, or with the same command again; and how long the first one ran."""
+
+    published: bool
+    seconds: float
+
+
+@dataclass
+class Site:
+    """A running cluster: head, object store, and the hosts that scenarios ask for."""
+
+    network: Network
+    hosts: dict[str, Host]
+    server: S3Server
+    folder: Path
+    bundle: str
+    second: Host | None = None  # beside `one`, and alive
+
+    def join(self, name: str) -> Host:
+        """A second host with one processor, whose node joins the cluster."""
+        host = self.hosts[name] = self.network.host(f"{name}{len(self.hosts)}")
+        self.network.join(host, self.server, num_cpus=1)
+        self.second = host
+        return host
+
+    def lose(self) -> int:
+        """SIGKILL of every process of the second host; returns their number."""
+        host, self.second = self.second, None
+        return 0 if host is None else host.signal(signal.SIGKILL)
+
+    def run(self, *words: str) -> Program:
+        """Run a command on the head to its end; it must succeed."""
+        done = run(self.hosts["head"].command(words), self.folder, self.network.environment(self.server))
+        assert done.process.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def new_url(self) -> str:
+        """A place of its own in the bucket."""
+        return f"s3://bucket/{secrets.token_hex(4)}"
+
+    @contextlib.contextmanager
+    def driver(self, *words: str) -> Iterator[Program]:
+        """A command that goes on, on the head."""
+        environment = self.network.environment(self.server)
+        with running(self.hosts["head"].command(words), self.folder, environment) as program:
+            yield program
+
+    def generation(self, url: str) -> list[str]:
+        """The command of a job."""
+        words = ["genworker", "generate", self.bundle, "--out", url, "--seed=5"]
+        return [*words, f"--num-samples={NUM_SHARDS * SAMPLES_PER_SHARD}", f"--samples-per-shard={SAMPLES_PER_SHARD}"]
+
+    def training(self, url: str) -> list[str]:
+        """The command of a training run on two hosts, or on what there is."""
+        spec = self.folder / "training.yaml"
+        spec.write_text(yaml.safe_dump(TRAINING), encoding="utf-8")
+        return ["genworker", "train", str(spec), "--out", url]
+
+    def puts(self, url: str, host: Host | None = None, below: str = "data/") -> list[tuple[str, str]]:
+        """Key and status of each object that was sent below a URL, by one host or by any, from the server's log."""
+        text = self.server.log.read_text(encoding="utf-8", errors="replace")
+        place = f"/{url.removeprefix('s3://')}/{below}"
+        return [
+            (key, status)
+            for address, key, status in (match.groups() for match in _PUT.finditer(text))
+            if key.startswith(place) and (host is None or host.address == address)
+        ]
+
+    def end(self, program: Program, words: list[str]) -> Outcome:
+        """Wait for a job; one that did not end well is resumed by the same command."""
+        published = program.wait() == 0
+        seconds = time.monotonic() - program.started
+        if not published:
+            assert "Traceback" not in program.stderr
+            self.run(*words)
+        return Outcome(published, seconds)
+
+    def check(self, url: str) -> None:
+        """The dataset is published, whole, and equal to what its plan makes, byte for byte; nothing was lost or added."""
+        done = self.run("genworker", "verify", url, f"--resample={NUM_SHARDS}")
+        assert f"{NUM_SHARDS} of them remade with equal bytes" in done.stdout
+        stored = [key for key, status in self.puts(url) if status == "200"]
+        assert len(stored) == len(set(stored)) == NUM_SHARDS
+
+
+@contextlib.contextmanager
+def site_in(folder: Path, bundle: str) -> Iterator[Site]:
+    """A head, an object store with a bucket, and the worker host `one`."""
+    with cluster_of_hosts(folder, ["one"]) as (network, hosts, server):
+        site = Site(network, hosts, server, folder, bundle)
+        site.run("python", "-c", "import boto3; boto3.client('s3').create_bucket(Bucket='bucket')")
+        yield site
+
+
+def undisturbed(site: Site) -> Outcome:
+    """Both hosts work to the end."""
+    site.second or site.join("second")
+    url = site.new_url()
+    words = site.generation(url)
+    with site.driver(*words) as program:
+        outcome = site.end(program, words)
+    site.check(url)
+    return outcome
+
+
+def killed(site: Site) -> Outcome:
+    """SIGKILL of every process of a host in mid-job: the other one makes the rest."""
+    host, url = site.second or site.join("killed"), site.new_url()
+    words = site.generation(url)
+    with site.driver(*words) as program:
+        program.wait_until(lambda: len(site.puts(url, host)) >= 3)
+        assert site.lose() > 1
+        outcome = site.end(program, words)
+    assert len(site.puts(url, host)) < NUM_SHARDS
+    site.check(url)
+    return outcome
+
+
+def cut_off(site: Site) -> Outcome:
+    """A host loses its network and freezes, its tasks are given away, the job ends; then it is back and wakes up.
+
+    What it still sends, if anything, is refused, because the key is taken by equal bytes.
+    """
+    host, url = site.second or site.join("zombie"), site.new_url()
+    words = site.generation(url)
+    with site.driver(*words) as program:
+        program.wait_until(lambda: len(site.puts(url, host)) >= 3)
+        host.cut()
+        time.sleep(2.5)  # it goes on until a put hangs, and is not missed yet
+        host.signal(signal.SIGSTOP)
+        outcome = site.end(program, words)
+    before = len(site.puts(url, host))
+    host.mend()
+    host.signal(signal.SIGCONT)
+    time.sleep(5)
+    assert {status for _, status in site.puts(url, host)[before:]} <= {"412"}
+    site.lose()
+    site.check(url)
+    return outcome
+
+
+def announced(site: Site) -> Outcome:
+    """Ray's notice of a preemption, with three seconds to go: what the host cannot finish is made by the other."""
+    host, url = site.second or site.join("spot"), site.new_url()
+    words = site.generation(url)
+    with site.driver(*words) as program:
+        program.wait_until(lambda: len(site.puts(url, host)) >= 3)
+        site.run("python", "-c", _DRAIN, site.network.environment(site.server)["RAY_ADDRESS"], host.address)
+        outcome = site.end(program, words)
+    site.lose()
+    site.check(url)
+    return outcome
+
+
+def late(site: Site) -> Outcome:
+    """A job begins on one host with a slow link; another host joins while it runs, and gets its share.
+
+    The second host stays.
+    """
+    site.lose()
+    url = site.new_url()
+    words = site.generation(url)
+    with site.hosts["one"].slow(SLOW_LINK), site.driver(*words) as program:
+        program.wait_until(lambda: len(site.puts(url)) >= 3)
+        host = site.join("late")
+        program.wait_until(lambda: len(site.puts(url, host)) >= 3)
+        outcome = site.end(program, words)
+    site.check(url)
+    return outcome
+
+
+def not_late(site: Site) -> Outcome:
+    """What `late` is compared with: the second host is there from the start."""
+    with site.hosts["one"].slow(SLOW_LINK):
+        return undisturbed(site)
+
+
+def trained(site: Site) -> Outcome:
+    """Two workers on two hosts train to the end."""
+    site.second or site.join("trainer")
+    url = site.new_url()
+    words = site.training(url)
+    with site.driver(*words) as program:
+        outcome = site.end(program, words)
+        assert "go on from image" not in program.stderr
+    site.run("genworker", "info", f"{url}/bundle")
+    return outcome
+
+
+def training_killed(site: Site) -> Outcome:
+    """Two workers on two hosts, one of which is killed: the run goes on from its newest checkpoint and leaves a bundle."""
+    site.second or site.join("trainer")
+    url = site.new_url()
+    words = site.training(url)
+    with site.driver(*words) as program:
+        program.wait_until(lambda: bool(site.puts(url, below="checkpoints/")))
+        assert site.lose() > 1
+        newest = max(_images(key) for key, status in site.puts(url, below="checkpoints/") if status == "200")
+        outcome = site.end(program, words)
+    assert newest < TRAINING["training"]["images"]
+    starts = [json.loads(line) for line in site.run("python", "-c", _STARTS, url).stdout.splitlines()]
+    assert [start["world_size"] for start in starts] == [2, 1]
+    # What was trained after this checkpoint is all that was lost, and that is less than an interval.
+    assert starts[1]["images_seen"] >= newest
+    site.run("genworker", "info", f"{url}/bundle")
+    return outcome
+
+
+def _images(key: str) -> int:
+    return checkpoint.images_of(key[key.index(checkpoint.PREFIX) :])
