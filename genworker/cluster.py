@@ -15,8 +15,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -24,6 +26,8 @@ from genworker.errors import ClusterError
 
 _SECONDS_BETWEEN_MESSAGES = 15.0
 _POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 30.0
+_LOOPBACK = ("127.0.0.1", "localhost")
 _MIN_LOCAL_CPUS = 2  # two workers are the least that shows data-parallel work, on one core too
 
 # Freed buffers of convolutions stay in the process instead of being unmapped and faulted in again; measured 1.4-1.9 times
@@ -67,6 +71,7 @@ def connect() -> Iterator[bool]:
 
 def _join() -> None:
     address = os.environ["RAY_ADDRESS"]
+    _await_answer(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as err:
@@ -79,6 +84,40 @@ def _join() -> None:
             f"RAY_ADDRESS {address!r}: cannot join this cluster: {err}; check the address, that `ray start --head` runs "
             "there, and RAY_AUTH_MODE / RAY_AUTH_TOKEN_PATH; unset RAY_ADDRESS to start a local one"
         ) from err
+
+
+def _await_answer(address: str) -> None:
+    """Raise ClusterError where nothing at ``host:port`` answers as a head does, with TLS if the environment says so.
+
+    Ray itself asks again for minutes, and then names no cause.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "://" in host or not port.isdecimal():
+        return  # "auto" and the like
+    if host in _LOOPBACK:
+        host = ray.util.get_node_ip_address()  # as Ray does
+    tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+    place = f"{host}:{port}"
+    channel = grpc.secure_channel(place, _certificates()) if tls else grpc.insecure_channel(place)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=_ANSWER_SECONDS)
+    except grpc.FutureTimeoutError:
+        seen = "with the certificates of RAY_TLS_SERVER_CERT and RAY_TLS_CA_CERT" if tls else "without TLS"
+        raise ClusterError(
+            f"RAY_ADDRESS {address!r}: cannot join this cluster: it did not answer {seen} for {_ANSWER_SECONDS:.0f} s; check "
+            "the address, that `ray start --head` runs there, and that RAY_USE_TLS, RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY "
+            "and RAY_TLS_CA_CERT are set here as on its nodes, with a certificate of the same authority"
+        ) from None
+    finally:
+        channel.close()
+
+
+def _certificates() -> grpc.ChannelCredentials:
+    names = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
+    try:
+        return grpc.ssl_channel_credentials(*(Path(os.environ[name]).read_bytes() for name in names))
+    except (KeyError, OSError) as err:
+        raise ClusterError(f"RAY_USE_TLS is set, which needs files named by {', '.join(names)}: {err}") from err
 
 
 def _start() -> None:

@@ -24,6 +24,7 @@ from tests.servers import S3Server
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from tests.certificates import Authority
     from tests.processes import Program
 
 S3_PORT = 5000
@@ -112,8 +113,8 @@ class Host:
 class Network:
     """A switch and the hosts on it; to be used as a context manager, which takes all of it away again."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, authority: Authority | None = None) -> None:
+        self._folder, self._authority = folder, authority
         self._mark = secrets.token_hex(2)
         self.switch = f"gw{self._mark}-sw"
         self.token_path = folder / "token"
@@ -165,11 +166,12 @@ class Network:
             time.sleep(0.2)
         return server
 
-    def environment(self, server: S3Server) -> dict[str, str]:
-        """What a program on a host needs to find the cluster and the object store."""
+    def environment(self, server: S3Server, address: str = "10.77.0.1") -> dict[str, str]:
+        """What a program on the host of an address needs to find the cluster and the object store."""
         head = f"10.77.0.1:{self._gcs_port}"
+        tls = self._authority.certify(address) if self._authority else {}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_path)}
-        return server.environment | token | HEALTH | {"RAY_ADDRESS": head}
+        return server.environment | token | tls | HEALTH | {"RAY_ADDRESS": head}
 
     def head(self, host: Host, server: S3Server, num_cpus: int = 0) -> None:
         """Start the cluster's head on ``host``, the first host of the network."""
@@ -184,7 +186,9 @@ class Network:
     def _ray(self, host: Host, words: Sequence[str], server: S3Server, num_cpus: int) -> None:
         command = ["ray", "start", *words, "--block", f"--num-cpus={num_cpus}", f"--node-ip-address={host.address}"]
         command += [*PORTS, "--object-store-memory=100000000", "--disable-usage-stats"]
-        variables = {name: value for name, value in self.environment(server).items() if name != "RAY_ADDRESS"}
+        variables = {
+            name: value for name, value in self.environment(server, host.address).items() if name != "RAY_ADDRESS"
+        }
         node = self._stack.enter_context(running(host.command(command), self._folder, variables))
         node.wait_until(lambda: "Ray runtime started" in node.stdout)
         host.node = node
@@ -205,10 +209,10 @@ def _remove_space(name: str) -> None:
 
 @contextlib.contextmanager
 def cluster_of_hosts(
-    folder: Path, names: Sequence[str], num_cpus: int = 1
+    folder: Path, names: Sequence[str], num_cpus: int = 1, authority: Authority | None = None
 ) -> Iterator[tuple[Network, dict[str, Host], S3Server]]:
     """A head without processors, an object store and worker hosts of those names, all started."""
-    with Network(folder) as network:
+    with Network(folder, authority) as network:
         hosts = {"head": network.host("head")}
         hosts["store"] = network.host("store")
         server = network.object_store(hosts["store"])
