@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.5
 _STOP_GRACE_SECONDS = 30.0
 # How long Ray Train waits for the places of a group before it counts the nodes again. Just after a node was lost it is still
 # counted, and with Ray Train's minute a smaller group would start a minute late.
-_PLACE_SECONDS = 15
+_PLACE_SECONDS = 5
 _PLACE_SECONDS_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
