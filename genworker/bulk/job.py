@@ -82,7 +82,9 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
             if plan is None:
                 # Where the store cannot decide between two drivers, both have to choose the same without measuring.
                 measured = spec.model_copy(update={"calibrate": spec.calibrate and store.conditional})
-                calibration = pool.ask("calibrate", measured, run.capacity.wanted(draft.num_shards))
+                calibration = pool.ask(
+                    "calibrate", measured, run.capacity.wanted(draft.num_shards), num_tasks=draft.num_shards
+                )
                 plan = commit.agree(store, make_plan(spec, bundle.info, calibration.numerics))
                 check_same(spec, bundle.info, plan)
                 if calibration.trials and plan.numerics == calibration.numerics:

@@ -110,16 +110,17 @@ class ShardPool:
         self._stopping = True
         self._news.put(None)
 
-    def ask(self, method: str, *args: Any) -> Any:
+    def ask(self, method: str, *args: Any, num_tasks: int | None = None) -> Any:
         """Call a method of one actor and return its answer, for what only the actors' machines know.
+
+        All actors that ``num_tasks`` can use are started meanwhile, so that they are ready when `run` begins.
 
         Raises:
             JobError: the actor died; ClusterError: there is no room for one; GenworkerError as it was raised there.
         """
-        if not self._members:
-            self._start()
+        self._tasks_left = num_tasks
         while not any(self._loads):
-            self._patience.look(0, 1)
+            self._scale()
             for _ in self._receive():
                 raise AssertionError("a receipt without a task")
             if self._deaths_in_a_row:
