@@ -16,7 +16,7 @@ import pyarrow as pa
 from genworker.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from genworker.codecs.base import Codec
     from genworker.schema import Extras, Float32Array, ImageSchema, Int64Array, SampleBatch
@@ -122,10 +122,23 @@ def arrays(joined: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
         part = values[start:stop]
         if name == "latents":
             offsets = np.arange(len(part) + 1, dtype=np.int32) * part.shape[1]
-            found[name] = pa.ListArray.from_arrays(offsets, pa.array(part.reshape(-1), pa.float32()))
+            found[name] = pa.ListArray.from_arrays(flat(offsets), flat(part.reshape(-1)))
         else:
-            found[name] = pa.array(part)
+            found[name] = flat(part)
     return found
+
+
+def byte_strings(values: Sequence[bytes], kind: Any) -> Any:
+    """An Arrow array of ``kind`` (binary or string) of fewer than 2^31 bytes in all."""
+    offsets = np.zeros(len(values) + 1, np.int32)
+    np.cumsum([len(value) for value in values], out=offsets[1:])
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))])
+
+
+def flat(values: Any) -> Any:
+    """An Arrow array over a numpy array's own memory. `pa.array` would first import pandas, most of a second per actor."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def write_options(joined: dict[str, Any], others: dict[str, str]) -> dict[str, Any]:

@@ -109,9 +109,9 @@ class FilesShardWriter:
         self._closed = True
         numbers = self._numbers.joined()
         found = {
-            "file_name": pa.array(self._names),
-            "size": pa.array(self._sizes, pa.int64()),
-            "sha256": pa.array(self._digests),
+            "file_name": columns.byte_strings([name.encode() for name in self._names], pa.string()),
+            "size": columns.flat(np.array(self._sizes, np.int64)),
+            "sha256": columns.byte_strings([digest.encode() for digest in self._digests], pa.string()),
             **columns.arrays(numbers, 0, len(self._names)),
         }
         sink = io.BytesIO()

@@ -130,11 +130,12 @@ class ParquetShardWriter:
         return sink.getvalue()
 
     def _table(self, numbers: dict[str, Any], start: int, stop: int) -> pa.Table:
-        images = pa.array(self._images[start:stop], pa.binary())
+        images = columns.byte_strings(self._images[start:stop], pa.binary())
         if self._codec.is_image_file:
             indices = numbers["sample_index"][start:stop].tolist()
-            paths = [f"{index:012d}.{self._codec.extension}" for index in indices]
-            images = pa.StructArray.from_arrays([images, pa.array(paths, pa.string())], names=["bytes", "path"])
+            paths = [f"{index:012d}.{self._codec.extension}".encode() for index in indices]
+            names = columns.byte_strings(paths, pa.string())
+            images = pa.StructArray.from_arrays([images, names], names=["bytes", "path"])
         found = {"image": images, **columns.arrays(numbers, start, stop)}
         return pa.Table.from_arrays([found[name] for name in self._columns.names], schema=self._columns)
 
