@@ -37,6 +37,7 @@ _KEYS = {"generate": {"bundle", "out", "num_samples"}, "train": {"data", "family
 _PROGRAM = ("python", "-m", "genworker.cli")
 _MAX_TRIES = 1_000
 _POLL_SECONDS = 1.0
+_YOUNG_SECONDS = 60.0
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "ACCESS_KEY", "API_KEY")
 
 
@@ -225,20 +226,26 @@ class Cluster:
             raise
 
     def _send(self, request: Request, job_id: str) -> bool:
+        deadline = time.monotonic() + _YOUNG_SECONDS
         with request.packed() as (entrypoint, environment):
-            try:
-                self._client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=job_id,
-                    runtime_env=environment,
-                    entrypoint_num_cpus=request.num_cpus,
-                    metadata={"genworker_run_id": request.run_id},
-                )
-            except RuntimeError as err:
-                if "already exists" in str(err):
-                    return False
-                raise
-        return True
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=entrypoint,
+                        submission_id=job_id,
+                        runtime_env=environment,
+                        entrypoint_num_cpus=request.num_cpus,
+                        metadata={"genworker_run_id": request.run_id},
+                    )
+                except RuntimeError as err:
+                    if "already exists" in str(err):
+                        return False
+                    # The dashboard of a head that has just started answers before its agent does.
+                    if "No available agent" not in str(err) or time.monotonic() >= deadline:
+                        raise
+                    time.sleep(_POLL_SECONDS)
+                else:
+                    return True
 
     @contextlib.contextmanager
     def _edge(self) -> Iterator[None]:

@@ -1,11 +1,13 @@
-"""`ray job submit` to a cluster of its own that wants a token: the entries in jobs/, run by the code that was submitted."""
+"""README's "On a cluster", followed on a head that wants a token, and what else can happen to jobs that are submitted there."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import secrets
+import shlex
 import shutil
 import socket
 import tempfile
@@ -27,6 +29,7 @@ from genworker.training.record import BUNDLE_PREFIX
 from tests import canaries
 from tests.datasets import all_samples
 from tests.processes import run, running
+from tests.readme import shell_lines
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+PAGE = shell_lines("On a cluster")
 REPOSITORY = Path(genworker.__file__).parent.parent
 SHIPPED_VERSION = f"{genworker.__version__}+submitted"
 
@@ -60,13 +64,14 @@ TINY_SPEC = {
 
 @dataclass(frozen=True)
 class Head:
-    """A running head node: where jobs go, the variables that let them in, and what only the node itself knows.
+    """A running head node: where jobs go and clients join, the variables that let them in, and what only the node itself knows.
 
     ``canaries`` are secrets in the node's environment besides those of ``s3``; ``folder`` holds all but ``token`` that the node
     was started with and what it printed, ``session`` Ray's own logs.
     """
 
     address: str
+    gcs: str
     environment: dict[str, str]
     token: str
     working_dir: Path
@@ -85,11 +90,12 @@ class Head:
 def head(rclone: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head node with token authentication, on ports and in a folder of its own; ended by its process ids."""
     folder = tmp_path_factory.mktemp("head")
-    token = secrets.token_hex(32)
-    token_path = tmp_path_factory.mktemp("token") / "token"
-    token_path.touch(mode=0o600)
-    token_path.write_text(token, encoding="utf-8")
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+    *setup, start = [line for line in PAGE if not line.startswith(("genworker", "ray job"))]
+    made = run(["bash", "-euc", "\n".join([*setup, 'echo "$RAY_AUTH_MODE"'])], tmp_path_factory.mktemp("token"))
+    assert made.process.returncode == 0, made.stderr
+    token_path = made.home / ".ray" / "auth_token"
+    token = token_path.read_text(encoding="utf-8")
+    environment = {"RAY_AUTH_MODE": made.stdout.strip(), "RAY_AUTH_TOKEN_PATH": str(token_path)}
     known = {name: canaries.canary() for name in ("session token", "mlflow token", "lineage key", "wrong secret key")}
     node_environment = {
         **environment,
@@ -109,6 +115,7 @@ def head(rclone: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     text = init.read_text(encoding="utf-8")
     init.write_text(text.replace(f'"{genworker.__version__}"', f'"{SHIPPED_VERSION}"'), encoding="utf-8")
 
+    (working_dir / "tiny.yaml").write_text(yaml.safe_dump(TINY_SPEC), encoding="utf-8")
     dashboard = free_port()
     options = {
         "port": free_port(),
@@ -125,12 +132,13 @@ def head(rclone: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     }
     # Paths of sockets are limited to about a hundred characters.
     with tempfile.TemporaryDirectory(prefix="gw-", ignore_cleanup_errors=True) as temp:
-        command = ["ray", "start", "--head", "--block", f"--temp-dir={temp}"]
+        command = [*shlex.split(start), "--block", f"--temp-dir={temp}"]
         command += [f"--{name}={value}" for name, value in options.items()]
         with running(command, folder, node_environment) as program:
             program.wait_until(lambda: is_open(dashboard))
             yield Head(
                 address=f"http://127.0.0.1:{dashboard}",
+                gcs=f"127.0.0.1:{options['port']}",
                 environment=environment,
                 token=token,
                 working_dir=working_dir,
@@ -146,21 +154,6 @@ def is_open(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
-
-
-def test_a_submitted_job_publishes(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
-    """jobs/generate.py joins the cluster that it was submitted to, and leaves a sound dataset and no token."""
-    out = tmp_path / "out"
-    entry = ["jobs/generate.py", tiny_bundle, "--out", str(out), "--num-samples=600", "--samples-per-shard=100"]
-    program = head.submit([*entry, "--actors=3"], tmp_path, head.environment)
-    printed = program.stdout + program.stderr
-    assert program.process.returncode == 0, printed
-    assert "600 samples in 6 shards" in printed
-    assert verify(str(out)) == []
-    indices, _, _ = all_samples(str(out))
-    assert indices.tolist() == list(range(600))
-    assert head.token not in printed
-    assert not [path for path in out.rglob("*") if path.is_file() and head.token.encode() in path.read_bytes()]
 
 
 def submit(head: Head, arguments: Sequence[str], *, working_dir: Path | None, run_id: str = "") -> list[str]:
@@ -244,29 +237,40 @@ def test_without_a_token_nothing_is_accepted(head: Head, tiny_bundle: str, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_submitted_training_run_leaves_a_bundle_and_no_secret(
+def test_the_commands_of_the_readme(
     head: Head, point_at: Callable[[S3Server], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """jobs/train.py trains into S3 with the code that was submitted; no credential is in what it stores, prints or logs."""
-    spec, events, page = tmp_path / "tiny.yaml", tmp_path / "events.jsonl", tmp_path / "page.html"
-    spec.write_text(yaml.safe_dump(TINY_SPEC), encoding="utf-8")
-    bucket = head.s3.new_bucket()
-    url = f"s3://{bucket}/run"
-    entry = ["jobs/train.py", str(spec), "--out", url, "--lineage", str(events)]
-    program = head.submit(entry, tmp_path, head.environment)
-    assert program.process.returncode == 0, program.stdout + program.stderr
+    """In their order, by the code that was sent along: a run, its datasets, the run again; no secret is left anywhere."""
+    events, page, bucket = tmp_path / "events.jsonl", tmp_path / "page.html", head.s3.new_bucket()
+    smaller = {
+        "http://head:8265": head.address,
+        "s3://my-bucket": f"s3://{bucket}",
+        "fashion-tiny": "tiny.yaml",
+        "--workers 8": f"--workers 2 --lineage {events}",
+        "10000000": "600 --samples-per-shard 100 --actors 2",
+        " --use-gpu": "",
+        "dt={{ date }}'": "dt={{ date }}' --set use_gpu=false",  # the shipped spec asks for GPUs
+    }
+    for line in PAGE:
+        if line.startswith(("genworker", "ray job")):
+            command = functools.reduce(lambda text, pair: text.replace(*pair), smaller.items(), line)
+            done = run(["bash", "-euc", command], tmp_path, head.environment, cwd=head.working_dir)
+            assert done.process.returncode == 0, command + done.stdout + done.stderr
     point_at(head.s3)
+    url = f"s3://{bucket}/runs/gan"
     info = bundles.load_info(open_store(url), BUNDLE_PREFIX)
     assert info.lineage.images_seen == 256
     assert info.lineage.versions["genworker"] == SHIPPED_VERSION
-    assert [json.loads(line)["eventType"] for line in events.read_text(encoding="utf-8").splitlines()] == [
-        "START",
-        "COMPLETE",
-    ]
+    for name in ("clothes/dt=2026-11-25", "nightly/dt=2026-11-25", "clothes"):
+        assert verify(f"s3://{bucket}/{name}") == []
+        indices, _, _ = all_samples(f"s3://{bucket}/{name}")
+        assert indices.tolist() == list(range(600))
+    told = [json.loads(line)["eventType"] for line in events.read_text(encoding="utf-8").splitlines()]
+    assert told[:2] == ["START", "COMPLETE"]
 
     shown = [
         printed("report", url, "--out", page),
-        printed("train", spec, "--out", "s3://no-such-bucket-here/run", fails=True),
+        printed("train", head.working_dir / "tiny.yaml", "--out", "s3://no-such-bucket-here/run", fails=True),
     ]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", head.canaries["wrong secret key"])
     shown.append(printed("runs", url, fails=True))
@@ -274,7 +278,7 @@ def test_a_submitted_training_run_leaves_a_bundle_and_no_secret(
         requests.get(f"{head.address}/api/{path}", headers={"Authorization": f"Bearer {head.token}"}, timeout=30).text
         for path in ("jobs/", "v0/tasks?detail=1", "v0/actors?detail=1")
     ]
-    assert entry[0] in answers[0]
+    assert "jobs/train.py" in answers[0]
     searched = canaries.assert_nowhere(
         head.canaries | canaries.credentials_of(head.s3),
         [
@@ -287,9 +291,22 @@ def test_a_submitted_training_run_leaves_a_bundle_and_no_secret(
         ],
     )
     for part in ("spec.json", "metrics.jsonl", "environment.jsonl", "mlflow.json", "checkpoints/", "bundle/"):
-        assert any(name.startswith(f"run/{part}") for name in searched), part
-    for part in ("run/tensorboard/events", "/mlruns/", "/job-driver-", "/raylet.out", "page.html", "events.jsonl"):
+        assert any(name.startswith(f"runs/gan/{part}") for name in searched), part
+    for part in ("runs/gan/tensorboard/events", "/mlruns/", "/job-driver-", "/raylet.out", "page.html", "events.jsonl"):
         assert any(part in name for name in searched), part
+
+
+def test_a_client_with_another_python_is_told_so(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
+    """Joining the cluster with a Python that is not the cluster's is one clear message, and nothing is written."""
+    out = tmp_path / "out"
+    code = "import sys; import ray, torch; from genworker.cli import main; sys.version_info = (3, 11, 99, 'final', 0); main()"
+    command = ["python", "-c", code, "generate", tiny_bundle, "--out", str(out), "--num-samples=600"]
+    program = run(command, tmp_path, head.environment | {"RAY_ADDRESS": head.gcs})
+    assert program.process.returncode == 1, program.stdout + program.stderr
+    assert "runs other versions than this machine" in program.stderr
+    assert "3.11.99" in program.stderr
+    assert "Traceback" not in program.stderr
+    assert not out.exists()
 
 
 def printed(*args: object, fails: bool = False) -> str:

@@ -15,20 +15,13 @@ from genworker import codecs, families, formats, metrics, sources, stores
 from genworker.cli import cli
 from genworker.config import preset_names
 from genworker.training import callbacks
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def _shell_lines() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line and line[0] != "#"]
+from tests.readme import README, ROOT, shell_lines
 
 
 def _genworker_calls() -> list[list[str]]:
     """Arguments of every call of the command line in the README, by console script or as a Ray job."""
     calls = []
-    for line in _shell_lines():
+    for line in shell_lines():
         for part in line.split("&&"):
             words = shlex.split(part)
             if words[:2] == ["ray", "job"]:
