@@ -1,20 +1,23 @@
-"""What several test folders share: one local Ray cluster and one S3 server of each kind per run, and a tiny bundle.
+"""What several test folders share: one S3 server of each kind per run, and a tiny bundle.
 
 Ray reads its authentication mode when it is imported, so the environment is set here, before any test module is.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.servers import S3Server, moto_server, rclone_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from xdist.remote import Producer
+    from xdist.scheduler import Scheduling
 
 os.environ.pop("RAY_ADDRESS", None)
 # Without a mode of its own, ray.init writes a token below HOME.
@@ -25,19 +28,27 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 # a training run of the unit tests takes 0.3 s with one, and up to a minute with two on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-CLUSTER_CPUS = 4
 LONGEST_FIRST = ("ray", "e2e")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under ``pytest -n``, keep in one process what shares a cluster or a module's fixtures; begin with the longest."""
-    for item in items:
-        folder = item.path.parent.name
-        group = folder if folder == "ray" else f"{folder}/{item.path.stem}"
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Begin with the longest."""
     order = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+
+
+class _ByFixtures(LoadScopeScheduling):
+    """Keeps in one process what shares a cluster or a module's fixtures: tests/ray, and each file elsewhere."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "tests/ray" if path.startswith("tests/ray/") else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """How ``pytest -n 2`` gives out tests."""
+    config.option.loadscopereorder = False  # keeps the order above
+    return _ByFixtures(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -57,27 +68,7 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def point_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[S3Server], None]:
     """A function that makes a server the one that the environment of this test names."""
-    return lambda server: _set_environment(monkeypatch, server)
-
-
-@pytest.fixture(scope="session")
-def ray_cluster(moto: S3Server) -> Iterator[int]:
-    """A local Ray cluster whose workers' S3 is moto; gives the number of CPUs that it declares, whatever there are."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        # Ray's workers inherit the environment that the cluster was started in.
-        _set_environment(patch, moto)
-        ray.init(
-            address="local",
-            num_cpus=CLUSTER_CPUS,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _system_config={"metrics_report_interval_ms": 1_000},
-        )
-    yield CLUSTER_CPUS
-    ray.shutdown()
+    return lambda server: set_environment(monkeypatch, server)
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +79,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_bundle(str(tmp_path_factory.mktemp("bundle")))
 
 
-def _set_environment(patch: pytest.MonkeyPatch, server: S3Server) -> None:
+def set_environment(patch: pytest.MonkeyPatch, server: S3Server) -> None:
+    """Make a server the one that the environment names."""
     for name in os.environ:
         if name.startswith("AWS_"):
             patch.delenv(name)

@@ -14,6 +14,7 @@ import yaml
 
 from genworker.stores import open_store
 from genworker.training import checkpoint, record
+from tests import hosts
 from tests.nodes import ENVIRONMENT, NODE
 from tests.processes import run, running
 from tests.servers import free_port
@@ -98,6 +99,7 @@ def training_on_two(cluster: Cluster, folder: Path) -> Iterator[tuple[Program, P
         yield program, out
 
 
+@pytest.mark.skipif(hosts.available(), reason="played on hosts with networks of their own, in test_hosts.py")
 def test_a_killed_node_costs_at_most_one_checkpoint_interval(cluster: Cluster, tmp_path: Path) -> None:
     """SIGKILL of every process of a node: the run goes on with one worker from the newest checkpoint, on the same batches."""
     with training_on_two(cluster, tmp_path) as (program, out):

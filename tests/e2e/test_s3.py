@@ -37,14 +37,12 @@ def command(bundle: str, out: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_bundle: str, ray_cluster: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def reference(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The digests of the dataset as it is made in a folder."""
-    from genworker.bulk.job import generate
-    from genworker.bulk.request import GenerateSpec
-
-    out = str(tmp_path_factory.mktemp("reference"))
-    per_shard = NUM_SAMPLES // NUM_SHARDS
-    generate(GenerateSpec(bundle=tiny_bundle, out=out, num_samples=NUM_SAMPLES, samples_per_shard=per_shard, seed=6))
+    folder = tmp_path_factory.mktemp("reference")
+    out = str(folder / "out")
+    done = run(command(tiny_bundle, out), folder)
+    assert done.process.returncode == 0, done.stdout + done.stderr
     return published_digests(out)
 
 

@@ -195,7 +195,7 @@ def test_a_straggler_is_made_a_second_time() -> None:
 
 def test_two_attempts_with_other_bytes_end_the_job() -> None:
     """A second attempt that gives other bytes is a violation of determinism, and both attempts are named."""
-    slow = {(5, 0): 2.0, (6, 0): 60.0, (6, 1): 60.0}  # the last keeps the job open until both attempts at 5 are there
+    slow = {(5, 0): 5.0, (6, 0): 60.0, (6, 1): 60.0}  # the last keeps the job open until both attempts at 5 are there
     pool = ShardPool(
         starter(actors.Straggling, slow, ((5, 1),)), fixed(3), depth=1, stragglers=Stragglers(least_seconds=0.3)
     )

@@ -1,0 +1,1 @@
+"""Tests of genworker, and what they share."""

@@ -1,0 +1,1 @@
+"""The files in infra/ and cluster.yaml, held to what reads them."""

@@ -1,0 +1,1 @@
+"""What needs Ray, on one local cluster."""
