@@ -398,9 +398,9 @@ class Explorer:
         driver.receipts = {receipt.shard_index: receipt for receipt in place.receipts}
         driver.waiting = list(place.waiting)
         driver.step()
-        receipts = tuple(driver.receipts[index] for index in sorted(driver.receipts))
+        receipts = tuple(_bare(driver.receipts[index]) for index in sorted(driver.receipts))
         result: Manifest | None = driver.manifest
-        return _Place(driver.state, receipts, tuple(driver.waiting), result=result and result.canonical())
+        return _Place(driver.state, receipts, tuple(map(_bare, driver.waiting)), result=result and result.canonical())
 
     def _make(self, who: int, replay: _Replay) -> _Place:
         """An attempt from its beginning to its receipt."""
@@ -412,8 +412,7 @@ class Explorer:
             commit.put_same(replay, beside_key(task.key, name), data, number)
         beside_bytes = sum(map(len, files.values()))
         receipt = self.commit_shard(replay, task, table, number, beside_bytes=beside_bytes)
-        # The rest of a receipt is for people; nothing that is stored depends on it.
-        return _Place(ended=True, result=type(receipt).model_validate_json(receipt.canonical()))
+        return _Place(ended=True, result=_bare(receipt).model_copy(update={"duplicate": receipt.duplicate}))
 
     # --- the store ---------------------------------------------------------------------------------------------------
 
@@ -490,3 +489,8 @@ def filled(contents: dict[str, bytes]) -> MemoryStore:
 
 def _with(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
     return (*values[:index], value, *values[index + 1 :])
+
+
+def _bare(receipt: Receipt) -> Receipt:
+    """A receipt without what is for people, and for the step that takes it; nothing that is stored depends on that."""
+    return type(receipt).model_validate_json(receipt.canonical())

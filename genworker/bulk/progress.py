@@ -73,8 +73,9 @@ class Reporter:
         )
 
     def begin(self, plan: Plan, receipts: Mapping[int, Receipt]) -> None:
-        """Start the clock, with what earlier runs have made."""
-        self._started = time.monotonic()
+        """Start the clock, with what earlier runs have made; called again, count what others have made meanwhile."""
+        if self.plan is None:
+            self._started = time.monotonic()
         self.plan, self._plan_id, self._done = plan, plan.plan_id, len(receipts)
         table = ReceiptTable.of(plan.num_shards, receipts)
         self._samples, self._bytes = int(table.num_samples.sum()), int(table.num_bytes.sum())

@@ -3,7 +3,7 @@
     CLAIM    put the plan, read it back           create-only; another plan ends here
     BUNDLE   put the bundle beside it             before any shard is made from it
     RECALL   read receipts, list and adopt shards what earlier runs and other drivers committed
-    MAKE     take one receipt from the makers     they put shards, each create-only
+    MAKE     take one receipt from the makers     they put shards, each create-only; RECALL when one was there already
     RECORD   put the receipts that wait           then MAKE again, or PUBLISH when all is made
     PUBLISH  list shards, put manifest, _SUCCESS  create-only, last
 
@@ -15,6 +15,8 @@ beside others of the same plan: all that it knows it can read back, and every pu
 from __future__ import annotations
 
 import contextlib
+import itertools
+import random
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from enum import Enum
 
@@ -30,6 +32,8 @@ from genworker.stores.base import Store
 RECEIPTS_PER_OBJECT = 16
 _MOST_RECEIPTS_PER_OBJECT = 4096
 _PART_OF_DONE = 32
+# A recall lists a thousand shards per request, so it costs a driver that takes this part of them first next to nothing.
+_SHARDS_PER_RECALL = 1_000
 
 Makers = Callable[[Iterator[Task]], Iterator[Receipt]]
 
@@ -54,7 +58,7 @@ class Driver:
         plan: to carry out.
         bundle: that the plan names.
         make: makes and commits the tasks that it is given, each once, and yields receipts in any order.
-        on_recalled: told of the receipts that were there, once.
+        on_recalled: told of the receipts that are there, at the start and whenever another driver was met.
         on_made: told of each new receipt.
         receipts_per_object: how many receipts wait before they are stored, more in large jobs.
 
@@ -84,6 +88,8 @@ class Driver:
         self._on_recalled, self._on_made = on_recalled, on_made
         self._receipts_per_object = receipts_per_object
         self._made: Iterator[Receipt] | None = None
+        self._elsewhere = False  # whether the next task is to be drawn from another place
+        self._taken = 0  # receipts since the last recall
         self._steps: dict[State, Callable[[], State]] = {
             State.CLAIM: self._claim,
             State.BUNDLE: self._store_bundle,
@@ -130,20 +136,40 @@ class Driver:
         self.receipts = ledger.committed(self._store, self._plan, recorded)
         # Shards that were adopted get a receipt with the first batch.
         self.waiting = [self.receipts[index] for index in self.receipts if index not in recorded]
+        self._elsewhere, self._taken = self._made is not None, 0
         self._on_recalled(self.receipts)
         return State.MAKE
 
     def _take(self) -> State:
         if self._made is None:
-            self._made = self._make(task for task in self._plan.tasks() if task.shard_index not in self.receipts)
+            self._made = self._make(self._missing())
         receipt = next(self._made, None)
         if receipt is None:
             return State.RECORD if self.waiting else State.PUBLISH
         self.receipts[receipt.shard_index] = receipt
         self.waiting.append(receipt)
         self._on_made(receipt)
+        self._taken += 1
+        if receipt.duplicate and self._taken >= self._plan.num_shards // _SHARDS_PER_RECALL:
+            # Another driver makes what this one makes. What it has done is left out, and the two go on at other places.
+            self._record()
+            return State.RECALL
         batch = max(self._receipts_per_object, min(len(self.receipts) // _PART_OF_DONE, _MOST_RECEIPTS_PER_OBJECT))
         return State.RECORD if len(self.waiting) >= batch else State.MAKE
+
+    def _missing(self) -> Iterator[Task]:
+        """The tasks without a receipt, each once: in order, or from a place drawn anew when another driver was met."""
+        count, place = self._plan.num_shards, 0
+        given = bytearray(count)
+        while True:
+            if self._elsewhere:
+                self._elsewhere, place = False, random.randrange(count)  # noqa: S311 - two drivers need only differ
+            around = itertools.chain(range(place, count), range(place))
+            index = next((i for i in around if not (given[i] or i in self.receipts)), None)
+            if index is None:
+                return
+            given[index], place = 1, index + 1
+            yield self._plan.task(index)
 
     def _record(self) -> State:
         ledger.write(self._store, self._plan, self.waiting)

@@ -342,3 +342,22 @@ def test_a_driver_tells_what_was_there_and_what_was_made() -> None:
     assert (recalled, made) == ([1], [0, 2])
     assert states == ["claim", "bundle", "recall", "make", "record", "make", "make", "record", "make", "publish"]
     assert verify(store.url) == []
+
+
+def test_two_drivers_share_the_work() -> None:
+    """Drivers that begin together meet at once, go on at other places, and leave out what the other has made."""
+    store, plan = filled({}), plan_of(60)
+    made = 0
+
+    def make(tasks: Iterator[Task]) -> Iterator[Receipt]:
+        nonlocal made
+        for receipt in make_in(store, plan)(tasks):
+            made += 1
+            yield receipt
+
+    drivers = [Driver(store, plan, BUNDLE, make) for _ in range(2)]
+    while left := [driver for driver in drivers if driver.state is not State.DONE]:
+        for driver in left:
+            driver.step()
+    assert made < 1.5 * plan.num_shards  # twice, if they did not
+    assert verify(store.url) == []
