@@ -116,7 +116,8 @@ def test_progress_adds_up(tiny_bundle: str, tmp_path: Path) -> None:
     """Progress begins at nothing, counts every shard once, and ends at the whole dataset."""
     seen: list[Progress] = []
     result = generate(request_for(tiny_bundle, tmp_path / "out", num_samples=600), seen.append)
-    assert [progress.num_done for progress in seen] == [0, 1, 2, 3, 4]
+    # A busy machine may have things to tell in between, such as a second attempt at a slow shard.
+    assert [progress.num_done for progress in seen if not progress.event] == [0, 1, 2, 3, 4]
     assert (seen[-1].samples_done, seen[-1].samples_made) == (600, 600)
     assert seen[-1].bytes_done == result.manifest.num_bytes
 
@@ -173,8 +174,8 @@ def test_the_numerics_of_a_driver_that_came_first_hold(
     """A driver that finds the plan claimed by another with other numerics, after it measured its own, goes on with theirs."""
     spec, ask = request_for(tiny_bundle, tmp_path / "out", num_samples=300), ShardPool.ask
 
-    def ask_too_slowly(pool: ShardPool, method: str, *args: object) -> Calibration:
-        found: Calibration = ask(pool, method, *args)
+    def ask_too_slowly(pool: ShardPool, method: str, *args: object, **named: int) -> Calibration:
+        found: Calibration = ask(pool, method, *args, **named)
         theirs = found.numerics.model_copy(update={"micro_batch": 64})
         commit.claim(open_store(spec.out), make_plan(spec, bundles.load_info(open_store(tiny_bundle)), theirs))
         return found
