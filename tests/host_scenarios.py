@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.processes import Program
     from tests.servers import S3Server
 
-NUM_SHARDS, SAMPLES_PER_SHARD = 300, 60
+NUM_SHARDS, SAMPLES_PER_SHARD = 200, 60
 CHECKPOINT_EVERY = 1_024
 TRAINING = {
     "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
@@ -40,7 +40,7 @@ TRAINING = {
         "discriminator": {"widths": [8, 4], "patch": 2},
     },
     "training": {
-        "images": 6 * CHECKPOINT_EVERY,
+        "images": 4 * CHECKPOINT_EVERY,
         "batch_size": 32,
         "precision": "float32",
         "report_every_images": 512,
@@ -50,8 +50,8 @@ TRAINING = {
     "evaluation": {"num_samples": 0},
     "resources": {"workers": [1, 2], "collective_timeout_seconds": 20},
 }
-# Takes about a minute for the shards of a job: long enough for a host to join.
-SLOW_LINK = "2mbit"
+# Takes a minute and a half for the shards of a job: long enough for a host to join.
+SLOW_LINK = "1mbit"
 _PUT = re.compile(r'(10\.77\.0\.\d+) .*"PUT (/\S+) HTTP/1\.1" (\d+)')
 _DRAIN = """
 import subprocess, sys, ray
@@ -255,11 +255,14 @@ def late(site: Site) -> Outcome:
     site.lose()
     url = site.new_url()
     words = site.generation(url)
-    with site.hosts["one"].slow(SLOW_LINK), site.driver(*words) as program:
-        program.wait_until(lambda: len(site.puts(url)) >= 3)
-        host = site.join("late")
-        program.wait_until(lambda: len(site.puts(url, host)) >= 3)
-        outcome = site.end(program, words)
+    with contextlib.ExitStack() as link:
+        link.enter_context(site.hosts["one"].slow(SLOW_LINK))
+        with site.driver(*words) as program:
+            program.wait_until(lambda: len(site.puts(url)) >= 3)
+            host = site.join("late")
+            program.wait_until(lambda: len(site.puts(url, host)) >= 3)
+            link.close()
+            outcome = site.end(program, words)
     site.check(url)
     return outcome
 
