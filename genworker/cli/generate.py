@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from genworker import codecs, formats
-from genworker.cli.options import DATE, LINEAGE, pairs
+from genworker.cli.options import DATE, LINEAGE, filled_pairs
 from genworker.errors import UsageError
 
 
@@ -98,7 +98,7 @@ class _ActorRange(click.ParamType[int | tuple[int, int]]):
     "node_labels",
     multiple=True,
     metavar="NAME=VALUE",
-    callback=pairs,
+    callback=filled_pairs,
     help="Only on nodes with this Ray label.",
 )
 @click.option("--max-attempts", type=click.IntRange(min=1), default=3, show_default=True, help="Per shard.")

@@ -18,3 +18,11 @@ def pairs(_context: click.Context, parameter: click.Parameter, values: tuple[str
     if wrong := [name + sign + value for name, sign, value in parts if not (name and sign)]:
         raise click.BadParameter(f"{wrong[0]!r}: write it as NAME=VALUE", param=parameter)
     return {name: value for name, _, value in parts}
+
+
+def filled_pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """As `pairs`, of values that are not empty."""
+    found = pairs(context, parameter, values)
+    if empty := [name for name, value in found.items() if not value]:
+        raise click.BadParameter(f"{empty[0] + '='!r}: write it as NAME=VALUE", param=parameter)
+    return found

@@ -324,6 +324,7 @@ WRONG = {
     "unknown codec": Wrong(generate("--codec", "pgn"), 2, "codec 'pgn'.*did you mean 'png'"),
     "unknown format": Wrong(generate("--format", "parket"), 2, "format 'parket'.*did you mean 'parquet'"),
     "unknown split": Wrong(generate("--split", "dev"), 2, "'dev' is not one of"),
+    "label without a value": Wrong(generate("--node-label", "zone="), 2, "'zone=': write it as NAME=VALUE"),
     "no actors": Wrong(generate("--actors", 0), 2, "0 is not in the range"),
     "unknown class": Wrong(generate("--labels", "3"), 2, "labels '3': say 'balanced', 'uniform', or a class number"),
     "memory out": Wrong(generate(out="memory://x"), 2, "memory:// lives in one process"),
