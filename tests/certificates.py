@@ -6,12 +6,12 @@ import re
 import subprocess
 from pathlib import Path
 
-_README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+from tests.readme import README
 
 
 def _commands(marker: str) -> str:
     """The README's shell block after a marker."""
-    found = re.search(rf"<!-- {marker} -->\n```bash\n(.*?)```", _README, re.DOTALL)
+    found = re.search(rf"<!-- {marker} -->\n```bash\n(.*?)```", README, re.DOTALL)
     assert found, marker
     return found[1]
 
@@ -32,7 +32,7 @@ class Authority:
             self._run(re.sub(r"^NODE=.*$", f"NODE={address}", _commands("certificate"), flags=re.MULTILINE))
             for name in ("tls.crt", "tls.key"):
                 (self._folder / name).rename(folder / name)
-        exported = re.search(r"^export (RAY_USE_TLS=1 .*)$", _README, re.MULTILINE)
+        exported = re.search(r"^export (RAY_USE_TLS=1 .*)$", README, re.MULTILINE)
         assert exported
         variables = dict(word.split("=", 1) for word in exported[1].split())
         files = {"ca.crt": self._folder / "ca.crt", "tls.crt": folder / "tls.crt", "tls.key": folder / "tls.key"}

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 import yaml
 
 from genworker.training import checkpoint
+from tests.fakes.training import tiny_training
 from tests.hosts import Host, Network, cluster_of_hosts
+from tests.nodes import drain
 from tests.processes import run, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.certificates import Authority
@@ -31,37 +33,21 @@ if TYPE_CHECKING:
 
 NUM_SHARDS, SAMPLES_PER_SHARD = 200, 60
 CHECKPOINT_EVERY = 1_024
-TRAINING = {
-    "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
-    "family": {
-        "name": "r3gan",
-        "latent_dim": 8,
-        "generator": {"widths": [8, 4], "patch": 2},
-        "discriminator": {"widths": [8, 4], "patch": 2},
-    },
-    "training": {
+TRAINING = tiny_training(
+    {
         "images": 4 * CHECKPOINT_EVERY,
-        "batch_size": 32,
         "precision": "float32",
         "report_every_images": 512,
         "checkpoint_every_images": CHECKPOINT_EVERY,
         "callbacks": [],
     },
-    "evaluation": {"num_samples": 0},
-    "resources": {"workers": [1, 2], "collective_timeout_seconds": 20},
-}
+    evaluation={"num_samples": 0},
+    resources={"workers": [1, 2], "collective_timeout_seconds": 20},
+)
 # Takes a minute and a half for the shards of a job: long enough for a host to join.
 SLOW_LINK = "1mbit"
 _PUT = re.compile(r'(10\.77\.0\.\d+) .*"PUT (/\S+) HTTP/1\.1" (\d+)')
-_DRAIN = """
-import subprocess, sys, ray
-ray.init(sys.argv[1], logging_level="ERROR")
-(node,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == sys.argv[2]]
-command = ["ray", "drain-node", "--address", sys.argv[1], "--node-id", node, "--deadline-remaining-seconds", "3"]
-command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-sys.exit(subprocess.run(command).returncode)
-"""
-
+_DRAIN = drain('node["NodeManagerAddress"] == sys.argv[2]', seconds=3)
 _VERIFY = """
 import sys
 from genworker.reading import verify
@@ -198,17 +184,32 @@ def undisturbed(site: Site) -> Outcome:
     return outcome
 
 
-def killed(site: Site) -> Outcome:
-    """SIGKILL of every process of a host in mid-job: the other one makes the rest."""
-    host, url = site.second or site.join("killed"), site.new_url()
+def _disturbed(
+    site: Site, name: str, disturb: Callable[[Site, Host], object], after: Callable[[Site, Host, str], object]
+) -> Outcome:
+    """A job of two hosts, the second of which is disturbed once it has made shards; ``after`` is done when the job ended."""
+    host, url = site.second or site.join(name), site.new_url()
     words = site.generation(url)
     with site.driver(*words) as program:
         program.wait_until(lambda: len(site.puts(url, host)) >= 3)
-        assert site.lose() > 1
+        disturb(site, host)
         outcome = site.end(program, words)
-    assert len(site.puts(url, host)) < NUM_SHARDS
+    after(site, host, url)
+    site.lose()
     site.check(url)
     return outcome
+
+
+def killed(site: Site) -> Outcome:
+    """SIGKILL of every process of a host in mid-job: the other one makes the rest."""
+
+    def disturb(site: Site, _host: Host) -> None:
+        assert site.lose() > 1
+
+    def after(site: Site, host: Host, url: str) -> None:
+        assert len(site.puts(url, host)) < NUM_SHARDS
+
+    return _disturbed(site, "killed", disturb, after)
 
 
 def cut_off(site: Site) -> Outcome:
@@ -216,35 +217,29 @@ def cut_off(site: Site) -> Outcome:
 
     What it still sends, if anything, is refused, because the key is taken by equal bytes.
     """
-    host, url = site.second or site.join("zombie"), site.new_url()
-    words = site.generation(url)
-    with site.driver(*words) as program:
-        program.wait_until(lambda: len(site.puts(url, host)) >= 3)
+
+    def disturb(_site: Site, host: Host) -> None:
         host.cut()
         time.sleep(2.5)  # it goes on until a put hangs, and is not missed yet
         host.signal(signal.SIGSTOP)
-        outcome = site.end(program, words)
-    before = len(site.puts(url, host))
-    host.mend()
-    host.signal(signal.SIGCONT)
-    time.sleep(5)
-    assert {status for _, status in site.puts(url, host)[before:]} <= {"412"}
-    site.lose()
-    site.check(url)
-    return outcome
+
+    def after(site: Site, host: Host, url: str) -> None:
+        before = len(site.puts(url, host))
+        host.mend()
+        host.signal(signal.SIGCONT)
+        time.sleep(5)
+        assert {status for _, status in site.puts(url, host)[before:]} <= {"412"}
+
+    return _disturbed(site, "zombie", disturb, after)
 
 
 def announced(site: Site) -> Outcome:
     """Ray's notice of a preemption, with three seconds to go: what the host cannot finish is made by the other."""
-    host, url = site.second or site.join("spot"), site.new_url()
-    words = site.generation(url)
-    with site.driver(*words) as program:
-        program.wait_until(lambda: len(site.puts(url, host)) >= 3)
+
+    def disturb(site: Site, host: Host) -> None:
         site.run("python", "-c", _DRAIN, site.network.environment(site.server)["RAY_ADDRESS"], host.address)
-        outcome = site.end(program, words)
-    site.lose()
-    site.check(url)
-    return outcome
+
+    return _disturbed(site, "spot", disturb, lambda *_: None)
 
 
 def late(site: Site) -> Outcome:
@@ -255,14 +250,11 @@ def late(site: Site) -> Outcome:
     site.lose()
     url = site.new_url()
     words = site.generation(url)
-    with contextlib.ExitStack() as link:
-        link.enter_context(site.hosts["one"].slow(SLOW_LINK))
-        with site.driver(*words) as program:
-            program.wait_until(lambda: len(site.puts(url)) >= 3)
-            host = site.join("late")
-            program.wait_until(lambda: len(site.puts(url, host)) >= 3)
-            link.close()
-            outcome = site.end(program, words)
+    with site.hosts["one"].slow(SLOW_LINK), site.driver(*words) as program:
+        program.wait_until(lambda: len(site.puts(url)) >= 3)
+        host = site.join("late")
+        program.wait_until(lambda: len(site.puts(url, host)) >= 3)
+        outcome = site.end(program, words)
     site.check(url)
     return outcome
 

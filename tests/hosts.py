@@ -8,6 +8,7 @@ network partition of a paused machine is. Making namespaces needs root; `availab
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import signal
@@ -53,6 +54,7 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
+@functools.cache
 def available() -> bool:
     """Whether network namespaces can be made here."""
     name = f"gw{secrets.token_hex(3)}"

@@ -17,3 +17,18 @@ NODE = [
     "--max-worker-port=0",
     "--disable-usage-stats",
 ]
+
+
+def drain(which: str, seconds: int) -> str:
+    """A Python program that gives Ray's notice of a preemption to a node of the cluster at its first argument.
+
+    ``which`` is an expression that is true for that ``node`` of `ray.nodes` alone; it goes away in ``seconds``.
+    """
+    return f"""
+import subprocess, sys, ray
+ray.init(sys.argv[1], logging_level="ERROR")
+(node,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and {which}]
+command = ["ray", "drain-node", "--address", sys.argv[1], "--node-id", node, "--deadline-remaining-seconds", "{seconds}"]
+command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+sys.exit(subprocess.run(command).returncode)
+"""

@@ -15,7 +15,8 @@ import yaml
 from genworker.stores import open_store
 from genworker.training import checkpoint, record
 from tests import hosts
-from tests.nodes import ENVIRONMENT, NODE
+from tests.fakes.training import tiny_training
+from tests.nodes import ENVIRONMENT, NODE, drain
 from tests.processes import run, running
 from tests.servers import free_port
 
@@ -28,26 +29,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 CHECKPOINT_EVERY = 1_024
-SPEC = {
-    "seed": 1,
-    "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
-    "family": {
-        "name": "r3gan",
-        "latent_dim": 8,
-        "generator": {"widths": [8, 4], "patch": 2},
-        "discriminator": {"widths": [8, 4], "patch": 2},
-    },
-    "training": {
+SPEC = tiny_training(
+    {
         "images": 200_000,
-        "batch_size": 32,
         "precision": "float32",
         "report_every_images": 512,
         "checkpoint_every_images": CHECKPOINT_EVERY,
         "callbacks": [],
     },
-    "evaluation": {"num_samples": 0},
-    "resources": {"workers": [1, 2], "collective_timeout_seconds": 20},
-}
+    seed=1,
+    evaluation={"num_samples": 0},
+    resources={"workers": [1, 2], "collective_timeout_seconds": 20},
+)
 
 
 @dataclass(frozen=True)
@@ -118,14 +111,7 @@ def test_a_killed_node_costs_at_most_one_checkpoint_interval(cluster: Cluster, t
         )
 
 
-DRAIN = """
-import subprocess, sys, ray
-ray.init(sys.argv[1], logging_level="ERROR")
-(node,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and "second" in node["Resources"]]
-command = ["ray", "drain-node", "--address", sys.argv[1], "--node-id", node, "--deadline-remaining-seconds", "600"]
-command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-sys.exit(subprocess.run(command).returncode)
-"""
+DRAIN = drain('"second" in node["Resources"]', seconds=600)
 
 
 def test_a_node_that_is_announced_to_go_away_costs_nothing(cluster: Cluster, tmp_path: Path) -> None:

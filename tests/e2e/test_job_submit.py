@@ -28,6 +28,7 @@ from genworker.stores import open_store
 from genworker.training.record import BUNDLE_PREFIX
 from tests import canaries
 from tests.datasets import all_samples
+from tests.fakes.training import tiny_training
 from tests.processes import run, running
 from tests.readme import shell_lines
 from tests.servers import free_port
@@ -44,22 +45,7 @@ PAGE = shell_lines("On a cluster")
 REPOSITORY = Path(genworker.__file__).parent.parent
 SHIPPED_VERSION = f"{genworker.__version__}+submitted"
 
-TINY_SPEC = {
-    "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
-    "family": {
-        "name": "r3gan",
-        "latent_dim": 8,
-        "generator": {"widths": [8, 4], "patch": 2},
-        "discriminator": {"widths": [8, 4], "patch": 2},
-    },
-    "training": {
-        "images": 256,
-        "batch_size": 32,
-        "report_every_images": 128,
-        "callbacks": ["tensorboard", "mlflow"],
-    },
-    "resources": {"workers": 2},
-}
+TINY_SPEC = tiny_training({"images": 256, "report_every_images": 128, "callbacks": ["tensorboard", "mlflow"]})
 
 
 @dataclass(frozen=True)

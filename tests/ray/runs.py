@@ -10,6 +10,7 @@ from genworker import bundle as bundles
 from genworker.stores import open_store
 from genworker.training import record
 from genworker.training.spec import TrainSpec
+from tests.fakes.training import FAMILY, tiny_training
 
 if TYPE_CHECKING:
     import torch
@@ -19,27 +20,18 @@ IMAGES, CHECKPOINT_EVERY, REPORT_EVERY = 2_048, 256, 128
 
 def spec_for(**changes: object) -> TrainSpec:
     """A run of 64 steps of tiny networks on a few real images, in plain float32; ``changes`` replace whole parts."""
-    values: dict[str, object] = {
-        "seed": 1,
-        "data": {"name": "fashion-mnist", "url": "shipped", "limit": 300},
-        "family": {
-            "name": "r3gan",
-            "latent_dim": 8,
-            "embedding_dim": 4,
-            "generator": {"widths": [8, 4], "patch": 2},
-            "discriminator": {"widths": [8, 4], "patch": 2},
-        },
-        "training": {
+    values = tiny_training(
+        {
             "images": IMAGES,
-            "batch_size": 32,
             "precision": "float32",
             "report_every_images": REPORT_EVERY,
             "checkpoint_every_images": CHECKPOINT_EVERY,
             "callbacks": [],
         },
-        "evaluation": {"num_samples": 0},
-        "resources": {"workers": 2},
-    }
+        seed=1,
+        family=FAMILY | {"embedding_dim": 4},
+        evaluation={"num_samples": 0},
+    )
     return TrainSpec.parse(values | changes, origin="test")
 
 
