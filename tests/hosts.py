@@ -187,7 +187,7 @@ class Network:
 
     def _ray(self, host: Host, words: Sequence[str], server: S3Server, num_cpus: int) -> None:
         command = ["ray", "start", *words, "--block", f"--num-cpus={num_cpus}", f"--node-ip-address={host.address}"]
-        command += [*PORTS, "--object-store-memory=100000000", "--disable-usage-stats"]
+        command += [*PORTS, "--object-store-memory=100000000", "--disable-usage-stats", "--include-log-monitor=false"]
         variables = {
             name: value for name, value in self.environment(server, host.address).items() if name != "RAY_ADDRESS"
         }

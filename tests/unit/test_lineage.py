@@ -257,8 +257,13 @@ def test_a_bulk_job_is_told_from_bundle_to_dataset(tiny_bundle: str, tmp_path: P
 def test_a_stopped_job_aborts_and_its_next_try_can_be_found(tiny_bundle: str, tmp_path: Path) -> None:
     """ABORT says how far it came; the try that goes on is a run of its own with the same job name and resume id."""
     path, spec = tmp_path / "events.jsonl", spec_of(tiny_bundle, tmp_path / "set")
-    with pytest.raises(KeyboardInterrupt):
-        run_job(spec, str(path), before_shard=lambda index: index == 2 and signal.raise_signal(signal.SIGINT))
+    # A shell that starts this in the background has SIGINT ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_job(spec, str(path), before_shard=lambda index: index == 2 and signal.raise_signal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     run_job(spec, str(path))
     events = events_in(path)
     first, second = check_pair(events[:2], "ABORT"), check_pair(events[2:], "COMPLETE")
