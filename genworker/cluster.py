@@ -131,6 +131,8 @@ def _start() -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
+        # Else a worker per processor is started ahead of time, none of which an actor with an environment of its own can be.
+        _system_config={"prestart_worker_first_driver": False},
     )
 
 

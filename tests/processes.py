@@ -124,6 +124,7 @@ def running(
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     # Nothing may be sent anywhere, and a wide terminal keeps lines whole.
     variables |= {_MARK: mark, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "400"}
+    variables["RAY_prestart_worker_first_driver"] = "0"  # as genworker starts Ray: no workers that nobody asked for
     variables |= {"PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}"} | dict(environment or {})
     stdout_path, stderr_path = folder / "stdout.txt", folder / "stderr.txt"
     # Files, not pipes: Ray's processes keep a pipe open after the program ended.
