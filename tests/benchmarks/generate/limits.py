@@ -14,34 +14,50 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CORES = os.cpu_count() or 1
-STAGE_SAMPLES = 2_048
+STAGE_SAMPLES = 4_096
 STAGES = ("latents", "forward", "quantise", "encode", "write", "put")
 
 
 def engine_forward(bundle: str, samples: int, folder: Path) -> dict[str, float]:
     """Nothing but the generator, with the plan's numerics and the actors' allocator: one process of one thread a core."""
-    context = multiprocessing.get_context("spawn")
-    barrier, times = context.Barrier(CORES), context.Queue()
-    share = samples // CORES
-    workers = [context.Process(target=_forward_worker, args=(bundle, share, barrier, times)) for _ in range(CORES)]
-    for worker in workers:
-        worker.start()
-    spans = [times.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-    made = sum(count for _, _, count, _ in spans)
+    spans = _on_all_cores(_forward_worker, bundle, samples // CORES, folder)
+    made = sum(span["samples"] for span in spans)
     return {
-        "rate": made / (max(end for _, end, _, _ in spans) - min(start for start, _, _, _ in spans)),
-        "cpu_seconds_per_sample": sum(cpu for _, _, _, cpu in spans) / made,
+        "rate": made / (max(span["end"] for span in spans) - min(span["start"] for span in spans)),
+        "cpu_seconds_per_sample": sum(span["cpu_seconds"] for span in spans) / made,
     }
 
 
-def _forward_worker(bundle: str, samples: int, barrier: Any, times: Any) -> None:
+def _on_all_cores(
+    work: Callable[[str, int, Path, Any], dict[str, float]], bundle: str, samples: int, folder: Path
+) -> list[dict[str, float]]:
+    """What ``work`` finds in one process of one thread a core, all at once: cores that share caches slow each other."""
+    context = multiprocessing.get_context("spawn")
+    barrier, found = context.Barrier(CORES), context.Queue()
+    workers = [
+        context.Process(target=_worker, args=(found, work, bundle, samples, folder / str(core), barrier))
+        for core in range(CORES)
+    ]
+    for worker in workers:
+        worker.start()
+    spans = [found.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    return spans
+
+
+def _worker(found: Any, work: Callable[..., dict[str, float]], *arguments: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    found.put(work(*arguments))
+
+
+def _forward_worker(bundle: str, samples: int, folder: Path, barrier: Any) -> dict[str, float]:
     import torch
 
     from genworker.sampling.latents import labels, latents
 
-    torch.set_num_threads(1)
     plan, generator = engine_parts(bundle, samples)
     size = plan.numerics.micro_batch
     z = torch.from_numpy(latents(0, 0, size, generator.latent_dim)).to(next(generator.parameters()).dtype)
@@ -53,7 +69,8 @@ def _forward_worker(bundle: str, samples: int, barrier: Any, times: Any) -> None
         start, cpu = time.time(), time.process_time()
         for _ in range(samples // size):
             generator(z, classes)
-        times.put((start, time.time(), samples // size * size, time.process_time() - cpu))
+        cpu_seconds = time.process_time() - cpu
+        return {"start": start, "end": time.time(), "samples": samples // size * size, "cpu_seconds": cpu_seconds}
 
 
 def plain_forward(bundle: str, samples: int, folder: Path) -> dict[str, float]:
@@ -76,7 +93,12 @@ def plain_forward(bundle: str, samples: int, folder: Path) -> dict[str, float]:
 
 
 def stages(bundle: str, samples: int, folder: Path) -> dict[str, float]:
-    """CPU seconds per sample of each stage alone, in one process of one thread, as an actor does them."""
+    """CPU seconds per sample of each stage alone, as an actor does them; the mean of one process of one thread a core."""
+    found = _on_all_cores(_stage_worker, bundle, STAGE_SAMPLES, folder)
+    return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+
+
+def _stage_worker(bundle: str, samples: int, folder: Path, barrier: Any) -> dict[str, float]:
     import numpy as np
     import torch
 
@@ -86,18 +108,18 @@ def stages(bundle: str, samples: int, folder: Path) -> dict[str, float]:
     from genworker.schema import SampleBatch
     from genworker.stores import open_store
 
-    torch.set_num_threads(1)
-    plan, generator = engine_parts(bundle, STAGE_SAMPLES)
+    plan, generator = engine_parts(bundle, samples)
     dtype = next(generator.parameters()).dtype
     size, schema = plan.numerics.micro_batch, plan.image_schema
-    starts = range(0, STAGE_SAMPLES, size)
+    starts = range(0, samples, size)
     found: dict[str, float] = {}
 
     def timed(name: str, calls: list[Callable[[], Any]]) -> list[Any]:
         calls[0]()
+        barrier.wait()
         start = time.process_time()
         results = [call() for call in calls]
-        found[name] = (time.process_time() - start) / STAGE_SAMPLES
+        found[name] = (time.process_time() - start) / samples
         return results
 
     dim = generator.latent_dim
@@ -116,10 +138,10 @@ def stages(bundle: str, samples: int, folder: Path) -> dict[str, float]:
         for first, batch, y, files in zip(starts, pixels, classes, encoded, strict=True):
             writer.write(SampleBatch(np.arange(first, first + size), batch, y), files)
         data = writer.close()
-        found["write"] = (time.process_time() - start) / STAGE_SAMPLES
+        found["write"] = (time.process_time() - start) / samples
     store = open_store(str(folder / "stage-store"))
     start = time.process_time()
     store.put("shard", data)
-    found["put"] = (time.process_time() - start) / STAGE_SAMPLES
-    found["image_bytes"] = sum(len(image) for batch in encoded for image in batch) / STAGE_SAMPLES
+    found["put"] = (time.process_time() - start) / samples
+    found["image_bytes"] = sum(len(image) for batch in encoded for image in batch) / samples
     return found

@@ -35,7 +35,7 @@ def summary(found: Found, samples: int) -> dict[str, float]:
 
 
 def roofline_cpu(found: Found) -> float:
-    """CPU seconds per sample of all stages, each alone."""
+    """CPU seconds per sample of all stages, each alone on all cores."""
     return sum(found["stages"][stage] for stage in STAGES)
 
 
