@@ -18,7 +18,7 @@ from tests.processes import running
 if TYPE_CHECKING:
     from tests.processes import Program
 
-NUM_SAMPLES, NUM_SHARDS = 24_000, 160
+NUM_SAMPLES, NUM_SHARDS = 9_000, 60
 
 
 def command(bundle: str, out: Path) -> list[str]:
@@ -43,7 +43,7 @@ def undisturbed(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> d
     folder = tmp_path_factory.mktemp("undisturbed")
     with running(command(tiny_bundle, folder / "out"), folder) as program:
         assert program.wait() == 0, program.stderr
-    assert f"published: {folder / 'out'}, 24,000 samples in 160 shards" in program.stdout
+    assert f"published: {folder / 'out'}, 9,000 samples in 60 shards" in program.stdout
     check_left_without_credentials(program)
     return published_digests(str(folder / "out"))
 
