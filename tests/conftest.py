@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 os.environ.pop("RAY_ADDRESS", None)
 # Without a mode of its own, ray.init writes a token below HOME.
 os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-os.environ["RAY_prestart_worker_first_driver"] = "0"  # as genworker starts Ray: no workers that nobody asked for
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_prestart_worker_first_driver": "0",  # as genworker starts Ray: no workers that nobody asked for
+}
 # torch reads it when first imported. Tiny networks gain nothing from threads, and threads wait for cores that others use:
 # a training run of the unit tests takes 0.3 s with one, and up to a minute with two on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
