@@ -9,6 +9,7 @@ from typing import Any
 from genworker.config import canonical_json
 from genworker.errors import CheckpointError, ObjectExistsError, ObjectMissingError, UsageError
 from genworker.stores.base import Store
+from genworker.training import checkpoint
 from genworker.training.spec import TrainSpec, spec_differences
 
 SPEC_KEY = "spec.json"
@@ -24,17 +25,36 @@ Metrics = dict[str, Any]
 
 
 def claim(spec: TrainSpec, store: Store) -> None:
-    """Write spec.json, or check that the one there is of the same run. Raises CheckpointError with the differences."""
+    """Write spec.json, or check that the one there is of the same run.
+
+    A spec.json with nothing beside it is of a run that never started; another spec takes its place.
+
+    Raises:
+        CheckpointError: another run is there, with the differences.
+    """
+    text = canonical_json(spec.model_dump(mode="json")).encode()
     try:
-        store.put(SPEC_KEY, canonical_json(spec.model_dump(mode="json")).encode())
+        store.put(SPEC_KEY, text)
     except ObjectExistsError as err:
         theirs = _stored_spec(store)
-        if theirs.spec_id != spec.spec_id:
-            lines = "\n  ".join(spec_differences(spec.identity(), theirs.identity()))
-            raise CheckpointError(
-                f"{store.url} holds another run; train into another URL, or run the same spec to resume it. "
-                f"Differences:\n  {lines}"
-            ) from err
+        if theirs.spec_id == spec.spec_id:
+            return
+        keys = [info.key for info in store.list()]
+        if keys == [SPEC_KEY]:
+            store.put(SPEC_KEY, text, overwrite=True)
+            return
+        lines = "\n  ".join(spec_differences(spec.identity(), theirs.identity()))
+        raise CheckpointError(
+            f"{store.url} holds another run; train into another URL, or run the same spec to resume it{_if_bare(keys)}. "
+            f"Differences:\n  {lines}"
+        ) from err
+
+
+def _if_bare(keys: list[str]) -> str:
+    """What else can be done where a run has nothing yet that it would resume from, and may or may not be going on."""
+    if any(key.startswith((checkpoint.PREFIX, BUNDLE_PREFIX)) for key in keys):
+        return ""
+    return f"; it has no checkpoint: if it is not going on, delete its {SPEC_KEY} and run the command again"
 
 
 def _stored_spec(store: Store) -> TrainSpec:

@@ -21,7 +21,7 @@ from genworker import cluster
 from genworker.errors import GenworkerError, SourceError, StoreError, TrainingError
 from genworker.sources import open_source
 from genworker.stores import Store, open_store
-from genworker.training import checkpoint, record
+from genworker.training import checkpoint, preflight, record
 from genworker.training.board import Board, Standing
 from genworker.training.callbacks.group import CallbackGroup
 from genworker.training.evaluator import Evaluator
@@ -49,10 +49,11 @@ def train(
     make them save too; the run goes on with what is left.
 
     Raises:
+        UsageError: the networks that the spec asks for cannot be built for its data.
         ClusterError: the cluster has fewer resources than the spec asks for.
         SourceError, CheckpointError, TrainingError, StoreError: as the loop raises them.
     """
-    open_source(spec.data)  # a wrong path should not cost a cluster start
+    preflight.check(spec, open_source(spec.data))  # what is wrong should cost no cluster start, and leave the URL free
     store = open_store(url)
     record.claim(spec, store)
     resources = spec.resources

@@ -176,7 +176,9 @@ def test_a_diverging_run_is_a_training_error(ray_cluster: int, tmp_path: Path) -
 
 def test_another_spec_is_refused(ray_cluster: int, tmp_path: Path) -> None:
     """A URL that holds another run is refused with the differences, before Ray Train starts."""
-    record.claim(spec_for(), open_store(str(tmp_path)))
+    store = open_store(str(tmp_path))
+    record.claim(spec_for(), store)
+    store.put(checkpoint.key_of(CHECKPOINT_EVERY), b"")
     with pytest.raises(CheckpointError, match=r"seed: 2 here, 1 there"):
         trainer.train(spec_for(seed=2), str(tmp_path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from genworker.training.checkpoint import Counters, TrainingState
 from genworker.training.hooks import Hooks, TrainResult
 from genworker.training.loader import Loader
 from genworker.training.record import BUNDLE_PREFIX, METRICS_KEY, read_metrics
+from genworker.training.spec import TrainSpec
 from tests.fakes import models
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from genworker.schema import Int64Array
     from genworker.sources.base import Source
     from genworker.stores import Store
-    from genworker.training.spec import TrainSpec
 
 FAMILIES = sorted(families.FAMILIES)
 CPU = torch.device("cpu")
@@ -433,14 +434,27 @@ def test_claim_takes_an_empty_store_and_its_own_run(store: Store) -> None:
 def test_claim_refuses_another_run_with_the_differences(store: Store) -> None:
     """Another seed, length or family under the same URL is refused, key by key, and what is there stays."""
     record.claim(models.train_spec(), store)
+    store.put(checkpoint.key_of(8), b"")
     before = store.get(record.SPEC_KEY)
     with pytest.raises(CheckpointError, match="holds another run") as caught:
         record.claim(models.train_spec(seed=1, images=40, family={"beta": 2.0}), store)
+    assert "delete" not in str(caught.value)
     for line in ("seed: 1 here, 0 there", "training.images: 40 here, 48 there", "family.beta: 2.0 here, 1.0 there"):
         assert line in str(caught.value)
     assert store.get(record.SPEC_KEY) == before
     with pytest.raises(CheckpointError, match=r"family\.name: 'r3gan' here, 'vae' there"):
         record.claim(models.train_spec("r3gan"), store)
+
+
+def test_claim_replaces_a_run_that_never_started(store: Store) -> None:
+    """A spec.json alone keeps no corrected spec out; beside the first trace of a start it does, and what to do is said."""
+    record.claim(models.train_spec(), store)
+    corrected = models.train_spec(seed=1)
+    record.claim(corrected, store)
+    assert TrainSpec.parse(json.loads(store.get(record.SPEC_KEY)), origin="test").spec_id == corrected.spec_id
+    record.Lines(store, record.ENVIRONMENT_KEY).flush()
+    with pytest.raises(CheckpointError, match=r"it has no checkpoint: if it is not going on, delete its spec\.json"):
+        record.claim(models.train_spec(), store)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"seed": 0}', b"\xff"])

@@ -111,6 +111,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = TrainSpec.parse(SPEC, origin="test")
     for name in ("run", "begun"):
         record.claim(spec, open_store(str(root / name)))
+    record.Lines(open_store(str(root / "begun")), record.ENVIRONMENT_KEY).flush()
     loop.train(
         spec,
         models.shipped_source(16),
@@ -374,6 +375,22 @@ WRONG = {
         "nothing",
     ),
     "no idx files": Wrong(train("--set", "data.url=nothing"), 1, "nothing"),
+    "more images in a batch than there are": Wrong(
+        train("--set", "training.batch_size=17"), 1, "batch_size 17: the source has only 16 images"
+    ),
+    "networks that no image fits": Wrong(
+        train("--set", "family.encoder.widths=[4, 4, 4, 4, 4, 4, 4, 4]"),
+        2,
+        "widths .*more than twice the image of 28x28",
+    ),
+    "networks that no memory holds": Wrong(
+        train("--set", "family.prior=vampprior", "--set", "family.num_pseudo_inputs=4611686018427387904"),
+        2,
+        "family vae: its networks cannot be built",
+    ),
+    "fewer pseudo-inputs than classes": Wrong(
+        train("--set", "family.prior=vampprior", "--set", "family.num_pseudo_inputs=9"), 2, "num_pseudo_inputs 9"
+    ),
     "another run": Wrong(train("--set", "seed=1", out="begun"), 1, "seed: 1 here, 0 there"),
     "another finished run": Wrong(train("--set", "seed=1", out="run"), 1, "seed: 1 here, 0 there"),
     "a file in the way of the run": Wrong(train(out="spec.yaml/run"), 1, "spec.yaml"),
