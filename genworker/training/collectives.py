@@ -29,24 +29,24 @@ class WorkerGroup:
     world_size: int
     share: float
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter], vote: float = 0.0) -> tuple[Tensor, float]:
-        """Replace gradients by their sum over all workers; return the flat sum, one vector, and the sum of all votes.
+    def sum_gradients(self, parameters: Iterable[nn.Parameter], votes: Tensor) -> tuple[Tensor, list[float]]:
+        """Replace gradients by their sum over all workers; return the flat sum, one vector, and the sum of each vote.
 
         Losses are means over the local batch, so each worker scales its loss by its `share` before the backward pass; the
-        sum is then the gradient of the mean over the global batch. A parameter without a gradient counts as zero. The vote
-        rides along, so that workers agree on something in every step at no cost.
+        sum is then the gradient of the mean over the global batch. A parameter without a gradient counts as zero. The votes,
+        float32 [n], ride along, so that workers agree on something in every step at no cost.
         """
         parameters = list(parameters)
         pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
-        flat = torch.cat([*pieces, pieces[0].new_tensor([vote])])
+        flat = torch.cat([*pieces, votes])
         if self.world_size > 1:
             dist.all_reduce(flat)
-        flat, votes = flat[:-1], float(flat[-1])
+        flat, sums = flat[: -len(votes)], flat[-len(votes) :].tolist()
         offset = 0
         for parameter in parameters:
             parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
             offset += parameter.numel()
-        return flat, votes
+        return flat, sums
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over the global batch of a mean over each worker's part, detached."""

@@ -1,7 +1,8 @@
 """One training step of one worker: losses of each phase, one all-reduce, one optimizer step.
 
-In: a spec, a rank, batches. Out: networks, optimizers and counters that moved on. A step that went wrong is never hidden: a
-gradient that is not finite, or beyond the phase's bound, is counted and skipped, and too many end or roll back the run.
+In: a spec, a rank, batches. Out: networks, optimizers and counters that moved on. A step that went wrong is never hidden: one
+whose loss or gradient is not finite, or beyond the phase's bound, is skipped and counted, and too many roll back or end the
+run.
 """
 
 from __future__ import annotations
@@ -170,6 +171,7 @@ class Trainer:
         for name, network in self.networks.items():
             network.requires_grad_(name in phase.networks)
         self.optimizers[phase.name].zero_grad(set_to_none=True)
+        num_not_finite = torch.zeros(1, device=self.device)  # stays there until the gradients are summed
         began = time.perf_counter()
         for batch in batches:
             self._context.first_draw, self._context.num_draws = int(batch.draws[0]), len(batch.draws)
@@ -179,9 +181,11 @@ class Trainer:
             torch.autograd.backward(losses["loss"] * (self.group.share / len(batches)))
             for name, values in losses.items():
                 meter.add(f"{phase.name}.{name}", values)
+            num_not_finite += ~torch.isfinite(losses["loss"].detach())
             began = meter.spent("backward", began)
-        self._flat_gradient, votes = self.group.sum_gradients(self._parameters(phase), self.wish)
-        self.stop_wished = votes > 0
+        votes = torch.cat([num_not_finite.new_tensor([self.wish]), num_not_finite])
+        self._flat_gradient, (wishes, self._num_not_finite) = self.group.sum_gradients(self._parameters(phase), votes)
+        self.stop_wished = wishes > 0
         meter.spent("all_reduce", began)
 
     def on_device(self, batch: LoaderBatch) -> Batch:
@@ -196,7 +200,8 @@ class Trainer:
     def _apply(self, phase: Phase, meter: Meter) -> None:
         counters = self.state.counters
         norm = self._flat_gradient.norm()
-        if not torch.isfinite(norm):
+        # An infinite loss can have a finite gradient, so both are looked at.
+        if self._num_not_finite or not torch.isfinite(norm):
             counters.nonfinite_steps += 1
             return
         meter.add(f"{phase.name}.grad_norm", norm)

@@ -35,7 +35,8 @@ class WatchdogSpec(Spec):
     patience: Annotated[int, Field(ge=1)] = Field(3, description="reports in a row outside a band before the alarm")
     max_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
         20,
-        description="optimizer steps with a non-finite gradient (each is skipped and counted) before the run has diverged",
+        description="optimizer steps with a non-finite loss or gradient (each is skipped and counted) before the run has "
+        "diverged",
     )
     max_skipped_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1,
@@ -160,12 +161,12 @@ class Watchdog:
         if diverged:
             alarm(
                 "nonfinite_steps",
-                f"{since} steps had a non-finite gradient, more than watchdog.max_nonfinite_steps "
+                f"{since} steps had a non-finite loss or gradient, more than watchdog.max_nonfinite_steps "
                 f"{self._spec.max_nonfinite_steps}; lower family.lr, raise family.gamma for a GAN, or set "
                 "training.precision float32",
             )
         elif _counts(self._outside, "nonfinite_steps", outside=new > 0, patience=1):
-            alarm("nonfinite_steps", f"{new} steps had a non-finite gradient and were skipped")
+            alarm("nonfinite_steps", f"{new} steps had a non-finite loss or gradient and were skipped")
         skipped = int(metrics["skipped_steps"]) - self._skipped
         self._skipped = int(metrics["skipped_steps"])
         too_many = skipped > self._spec.max_skipped_share * max(1, steps)

@@ -100,7 +100,7 @@ def test_a_second_divergence_goes_further_back_and_the_third_stops(monkeypatch: 
     assert len(backs) == 2
     assert "after 2 rollbacks (watchdog.max_rollbacks 2)" in events[-1]
     assert "the last good checkpoint is checkpoints/images-" in events[-1]
-    assert "steps had a non-finite gradient" in events[-1]
+    assert "steps had a non-finite loss or gradient" in events[-1]
     assert record.read_lines(store, record.ALARMS_KEY)[-1]["kind"] == "gave_up"
     assert not any(info.key.startswith(record.BUNDLE_PREFIX) for info in store.list())
 
