@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -131,10 +133,11 @@ class Fault:
     request is passed on. ``lost``: the request is carried out and its reply is not sent. ``cut``: half of the reply's body is
     sent. ``flip``: one bit of the reply's body is turned. ``stall``: nothing is answered for ``seconds``, and the request
     is not carried out. ``late``: the same, but it is carried out then, when the client has long gone on without it.
-    ``call``: ``before`` is called, then the request is passed on, ``after`` is called, and the reply is sent.
+    ``call``: ``before`` is called, then the request is passed on, ``after`` is called, and the reply is sent. ``abort``: the
+    connection is reset (RST) in the middle of a body: that of an upload, which the server then never sees, or of the reply.
     """
 
-    kind: Literal["reply", "reset", "lost", "cut", "flip", "stall", "late", "call"]
+    kind: Literal["reply", "reset", "lost", "cut", "flip", "stall", "late", "call", "abort"]
     status: int = 0
     code: str = ""
     seconds: float = 0.0
@@ -211,22 +214,30 @@ class FaultProxy:
             self._quiet.wait_for(lambda: not self._busy, timeout=60)
 
     def _serve(self, client: BaseHTTPRequestHandler) -> None:
-        size = int(client.headers.get("Content-Length", 0))
-        body = client.rfile.read(size)
-        if len(body) < size:  # the client died while it sent this
-            client.close_connection = True
-            return
         with self._lock:
             path = unquote(urlsplit(client.path).path)
             request = Request(self.num_requests, client.command, path, client.headers.get("If-None-Match") == "*")
             self.num_requests += 1
             fault = self._schedule(request)
-            if fault is not None:
+        size = int(client.headers.get("Content-Length", 0))
+        wanted = size // 2 if fault and fault.kind == "abort" else size
+        body = client.rfile.read(wanted)
+        if len(body) < wanted:  # the client died while it sent this
+            client.close_connection = True
+            return
+        if fault is not None:
+            with self._lock:
                 self.faults.append((request, fault))
         fault = fault or Fault("call")
         if fault.kind == "reply":
             self._reply(client, fault)
-            return
+        elif fault.kind == "abort" and (size or client.command == "HEAD"):
+            reset_connection(client)
+        else:
+            self._pass_on(client, request, body, fault)
+
+    def _pass_on(self, client: BaseHTTPRequestHandler, request: Request, body: bytes, fault: Fault) -> None:
+        """What becomes of a request that was read."""
         fault.before()
         if fault.kind in {"stall", "late"}:
             time.sleep(fault.seconds)
@@ -251,10 +262,12 @@ class FaultProxy:
         client.end_headers()
         if client.command == "HEAD":
             return
-        if fault.kind == "cut" and content:
+        if fault.kind in {"cut", "abort"} and content:
             content = content[: len(content) // 2]
             client.close_connection = True
         client.wfile.write(content)
+        if fault.kind == "abort":
+            reset_connection(client)
 
     def _forward(self, client: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(*self._upstream, timeout=60)
@@ -276,3 +289,10 @@ class FaultProxy:
         client.end_headers()
         if client.command != "HEAD":
             client.wfile.write(content)
+
+
+def reset_connection(client: BaseHTTPRequestHandler) -> None:
+    """End a connection with RST in place of FIN, as a crash or a middlebox does."""
+    client.close_connection = True
+    client.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(client.connection.detach())

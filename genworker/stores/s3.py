@@ -19,6 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from botocore import exceptions as boto
+from urllib3.exceptions import HTTPError as Urllib3Error
 
 from genworker.errors import ObjectExistsError, ObjectMissingError, StoreError, UsageError
 from genworker.stores.base import ObjectInfo
@@ -163,7 +164,7 @@ class S3Store:
         before = None
         for attempt in range(ATTEMPTS):
             try:
-                reply = client.get_object(**request)
+                reply = self._ask(client, request)
             except boto.ClientError as err:
                 if status_of(err) == 416:  # the range begins at or past the end
                     return b""
@@ -198,8 +199,19 @@ class S3Store:
                     raise
                 # A HEAD reply has no body and so no reason. The same question as GET raises it: a missing bucket or a
                 # missing key, an unknown access key or a policy.
-                client.get_object(**request)["Body"].close()
+                self._ask(client, request)["Body"].close()
                 raise
+
+    def _ask(self, client: S3Client, request: dict[str, Any]) -> GetObjectOutputTypeDef:
+        """Begin to get an object. Where an error's own body breaks off, the SDK neither asks again nor wraps what it met."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return client.get_object(**request)
+            except Urllib3Error as err:
+                if attempt == ATTEMPTS - 1:
+                    raise boto.ResponseStreamingError(error=err) from err
+            _back_off(attempt)
+        raise AssertionError("unreachable")
 
     def _probe(self, client: S3Client) -> bool:
         key = f".genworker/probe/{uuid.uuid4().hex}"

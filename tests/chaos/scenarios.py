@@ -219,8 +219,8 @@ def conflicts(ground: Ground, rng: random.Random) -> Outcome:
 
 
 def resets(ground: Ground, rng: random.Random) -> Outcome:
-    """Connections closed before a request was read."""
-    return _with_faults(ground, rng, _at_random(rng, [Fault("reset")]))
+    """Connections closed before a request was carried out, or reset in the middle of an upload or of a reply's body."""
+    return _with_faults(ground, rng, _at_random(rng, [Fault("reset"), Fault("abort")]))
 
 
 def lost_replies(ground: Ground, rng: random.Random) -> Outcome:
@@ -250,6 +250,7 @@ def storm(ground: Ground, rng: random.Random) -> Outcome:
         Fault("reply", 500, "InternalError"),
         Fault("reply", 503, "SlowDown"),
         Fault("reset"),
+        Fault("abort"),
         Fault("lost"),
         Fault("cut"),
         Fault("flip"),

@@ -24,6 +24,7 @@ from genworker.errors import (
 )
 from genworker.stores.s3 import ATTEMPTS, S3Store
 from genworker.stores.s3_client import endpoint_of, make_client
+from tests.proxies import reset_connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,7 @@ DATE = {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer; ``missing`` bytes of the announced body are never sent."""
+    """One answer; ``missing`` bytes of the announced body are never sent, and after them comes a FIN, or a RST on ``reset``."""
 
     status: int
     code: str = ""
@@ -42,6 +43,7 @@ class Reply:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     missing: int = 0
+    reset: bool = False
 
     def content(self) -> bytes:
         if not self.code:
@@ -51,6 +53,7 @@ class Reply:
 
 OK = Reply(200)
 TAKEN = Reply(412, "PreconditionFailed")
+BROKEN_OFF = Reply(404, "NoSuchKey", missing=10, reset=True)
 HONOURS = [OK, TAKEN, Reply(204)]  # a probe: first put, second put, delete
 
 
@@ -78,6 +81,8 @@ class Script:
                 if self.command != "HEAD":
                     self.wfile.write(content)
                 self.close_connection = True
+                if reply.reset:
+                    reset_connection(self)
 
             do_GET = do_PUT = do_HEAD = do_DELETE = answer  # noqa: N815
 
@@ -191,6 +196,23 @@ def test_a_body_that_breaks_off_is_read_again(script: Script) -> None:
 def test_a_body_that_always_breaks_off_is_an_error(script: Script) -> None:
     """After a few attempts the read fails, with the key and the endpoint."""
     script.replies = [Reply(200, body=b"0123", missing=6)] * ATTEMPTS
+    with pytest.raises(StoreError, match="get 'key' in s3://bucket at http"):
+        S3Store("s3://bucket").get("key")
+
+
+def test_an_error_whose_reason_breaks_off_is_asked_for_again(script: Script) -> None:
+    """The SDK lets such errors pass as those of its HTTP library, and does not ask again."""
+    script.replies = [BROKEN_OFF, Reply(404, "NoSuchKey")]
+    with pytest.raises(ObjectMissingError, match="no such object"):
+        S3Store("s3://bucket").get("key")
+    script.replies = [Reply(404), BROKEN_OFF, Reply(404, "NoSuchKey")]
+    with pytest.raises(ObjectMissingError, match="no such object"):
+        S3Store("s3://bucket").head("key")
+
+
+def test_an_error_whose_reason_always_breaks_off_is_an_error(script: Script) -> None:
+    """Also after many attempts it is one of ours."""
+    script.replies = [BROKEN_OFF] * ATTEMPTS
     with pytest.raises(StoreError, match="get 'key' in s3://bucket at http"):
         S3Store("s3://bucket").get("key")
 
