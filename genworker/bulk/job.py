@@ -30,6 +30,7 @@ from genworker.bulk.records import Manifest, Receipt
 from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
 from genworker.bulk.tally import Tally
 from genworker.errors import UsageError
+from genworker.sampling.grid import wasteful_size
 from genworker.stores import open_store
 
 # The rate of the first shards of each actor holds their start; from the second ones on it tells something.
@@ -89,6 +90,8 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
                 check_same(spec, bundle.info, plan)
                 if calibration.trials and plan.numerics == calibration.numerics:
                     commit.keep_calibration(store, calibration)
+                if waste := wasteful_size(plan):
+                    run.reporter.event(waste)
             driver = Driver(
                 store,
                 plan,

@@ -29,10 +29,12 @@ from genworker.sampling.calibration import (
     steps_for,
 )
 from genworker.sampling.engine import Engine
+from genworker.sampling.grid import useful_share
 from genworker.schema import Extras, ImageSchema
 from genworker.stores import open_store
 
 _TARGET_SHARD_BYTES = 64 * 2**20
+_MAX_SHARD_BYTES = 8 * _TARGET_SHARD_BYTES  # what a large micro-batch may make of them
 _MIN_SHARDS = 16
 
 Count = Annotated[int, Field(ge=1)]
@@ -110,14 +112,17 @@ def sample_schema(info: BundleInfo) -> ImageSchema:
     return schema if info.family.conditional else schema.model_copy(update={"num_classes": 0, "class_names": ()})
 
 
-def default_samples_per_shard(num_samples: int, schema: ImageSchema) -> int:
+def default_samples_per_shard(num_samples: int, schema: ImageSchema, micro_batch: int) -> int:
     """Shards of about 64 MiB of raw pixels, but at least 16 of them where there are enough samples; a multiple of 128.
 
-    Depends on the dataset alone, never on the cluster: the plan must be the same wherever the job runs.
+    Where that is no whole number of micro-batches, the nearest one below is taken, or a single micro-batch of at most 512 MiB.
+    Depends on the rest of the plan alone, never on the cluster: the plan must be the same wherever the job runs.
     """
-    by_size = _TARGET_SHARD_BYTES // (schema.channels * schema.height * schema.width)
-    wanted = min(by_size, num_samples // _MIN_SHARDS)
-    return max(128, wanted // 128 * 128)
+    sample_bytes = schema.channels * schema.height * schema.width
+    wanted = max(128, min(_TARGET_SHARD_BYTES // sample_bytes, num_samples // _MIN_SHARDS))
+    usual = wanted // 128 * 128
+    whole = max(1, wanted // micro_batch) * micro_batch
+    return usual if usual % micro_batch == 0 or whole * sample_bytes > _MAX_SHARD_BYTES else whole
 
 
 def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
@@ -125,7 +130,7 @@ def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
     schema = sample_schema(info)
     _check_labels(spec, schema)
     codec = codecs.make(spec.codec, schema)
-    per_shard = spec.samples_per_shard or default_samples_per_shard(spec.num_samples, schema)
+    per_shard = spec.samples_per_shard or default_samples_per_shard(spec.num_samples, schema, numerics.micro_batch)
     columns = _columns(spec, info, schema)
     latent_dim = info.family.latent_dim if "latents" in columns else 0
     extras = Extras(latent_dim, score="score" in columns)
@@ -197,7 +202,8 @@ def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_act
         return unmeasured
 
     def speed(numerics: Numerics, **how_long: float) -> float:
-        return samples_per_second(Engine(bundle, make_plan(spec, bundle.info, numerics), device), numerics, **how_long)
+        plan = make_plan(spec, bundle.info, numerics)
+        return useful_share(plan) * samples_per_second(Engine(bundle, plan, device), numerics, **how_long)
 
     if spec.num_samples / num_actors < speed(start, seconds=0.0) * WORTHWHILE_SECONDS:
         return unmeasured

@@ -156,7 +156,12 @@ def generate(
         typed = {key: value for key, value in flags.items() if _was_typed(context, key)}
         spec = load_run(spec_file, overrides, typed, date=date.date() if date else None, run_id=run_id)
     if dry_run:
+        from genworker.cli.display import console
+        from genworker.sampling.grid import wasteful_size
+
         plan = resolve(spec)
+        if waste := wasteful_size(plan):
+            console.print(f"generate: {waste}", soft_wrap=True)
         text = {"plan_id": plan.plan_id, "num_shards": plan.num_shards, "plan": plan.model_dump(mode="json")}
         click.echo(json.dumps(text, indent=2))
         return

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from genworker.bulk import commit
+from genworker.bulk import request as request_module
 from genworker.bulk.request import GenerateSpec, calibrated, check_same, make_plan, numerics_for, sample_schema
 from genworker.cli.look import describe
 from genworker.errors import PlanError
@@ -120,6 +121,16 @@ def test_a_long_job_is_calibrated_on_the_real_engine() -> None:
     assert {trial.micro_batch for trial in found.trials} == {16}
     check_numerics(found.numerics, CPU)
     assert found.numerics.dtype == "float32"
+
+
+def test_a_speed_is_that_of_samples_that_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two micro-batches that are equally fast, the one that shards of the user's size fill is worth more."""
+    monkeypatch.setattr(request_module, "samples_per_second", lambda *_args, **_how_long: 1000.0)
+    spec = request(samples_per_shard=64, num_samples=10**9)
+    found = calibrated(spec, models.bundle_of(), CPU, 1)
+    speeds = {trial.micro_batch: trial.samples_per_second for trial in found.trials}
+    assert speeds == {128: 500.0, 32: 1000.0, 64: 1000.0, 256: 250.0}
+    assert found.numerics.micro_batch == 32
 
 
 def test_a_micro_batch_that_differs_from_the_plans_is_refused() -> None:

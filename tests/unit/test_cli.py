@@ -186,6 +186,8 @@ def test_generate_dry_run_prints_the_plan_and_writes_nothing(places: Places) -> 
         "--dry-run",
     )
     assert json.loads(again.out)["plan_id"] == open_dataset(places.dataset).manifest.plan_id
+    # Four shards, and so four micro-batches where one would do.
+    assert again.err.startswith("generate: samples_per_shard 12: shards end inside micro-batches of 128")
     assert files_in(places.root) == before
 
 

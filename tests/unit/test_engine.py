@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from genworker.bulk.plan import Plan
 from genworker.device import device_class, has_fast_bfloat16
 from genworker.errors import BundleError, DeterminismError
 from genworker.sampling.engine import Engine
+from genworker.sampling.grid import useful_share, wasteful_size
 from genworker.sampling.latents import labels
 from genworker.sampling.numerics import check_numerics, resolve_numerics
 from genworker.sampling.pixels import quantise
 from genworker.schema import SampleBatch
+from tests.fakes import dataset as fake
 from tests.fakes import models
 
 if TYPE_CHECKING:
@@ -48,6 +51,12 @@ def plan_for(bundle: Bundle, *, dtype: str = "float32", **changes: Any) -> Plan:
         "numerics": numerics,
     }
     return Plan(**(values | changes))
+
+
+def shaped(num_samples: int, samples_per_shard: int, micro_batch: int) -> Plan:
+    """A plan of which only the numbers matter."""
+    plan = fake.make_plan(num_samples=num_samples, samples_per_shard=samples_per_shard)
+    return plan.model_copy(update={"numerics": plan.numerics.model_copy(update={"micro_batch": micro_batch})})
 
 
 def joined(batches: Iterator[SampleBatch]) -> SampleBatch:
@@ -141,6 +150,45 @@ def test_batches_are_at_most_a_micro_batch_and_never_empty(engine: Engine) -> No
     """A range is yielded piece by piece, cut where the plan's grid cuts."""
     sizes = [len(batch) for batch in engine.batches(5, 20)]
     assert sizes == [3, 8, 8, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(num_samples=st.integers(1, 500), samples_per_shard=st.integers(1, 200), micro_batch=st.integers(1, 96))
+def test_the_useful_share_is_what_the_engine_keeps(num_samples: int, samples_per_shard: int, micro_batch: int) -> None:
+    """The share of stored samples among those of all micro-batches that the shards begin, counted one by one."""
+    plan = shaped(num_samples, samples_per_shard, micro_batch)
+    begun = 0
+    for task in plan.tasks():
+        stop = task.first_index + task.num_samples
+        begun += len(range(task.first_index // micro_batch * micro_batch, stop, micro_batch))
+    assert useful_share(plan) == pytest.approx(num_samples / (begun * micro_batch))
+
+
+def test_small_shards_make_large_micro_batches_useless() -> None:
+    """Shards of an eighth of a micro-batch evaluate eight times what they store."""
+    assert useful_share(shaped(2**20, 256, 2048)) == 1 / 8
+    assert useful_share(shaped(2**20, 2048, 2048)) == 1.0
+    assert useful_share(shaped(10**12, 1000, 128)) == pytest.approx(1000 / (1000 + 128 - 8))
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "samples_per_shard", "expected"),
+    [
+        (10**6, 200, "samples_per_shard 200: .* micro-batches of 128, .* 1.6 times .* such as 256,"),
+        (10**6, 12, "samples_per_shard 12: .* 11.3 times .* such as 128,"),
+        (10**6, 1408 + 64, "^$"),  # a twentieth more
+        (10**6, 1024, "^$"),
+        (40, 40, "^$"),  # one shard; no other size evaluates less
+    ],
+)
+def test_a_size_that_wastes_work_is_named(num_samples: int, samples_per_shard: int, expected: str) -> None:
+    """Over a tenth more work than there has to be is told in one line, with a size that costs none."""
+    plan = shaped(num_samples, samples_per_shard, 128)
+    line = wasteful_size(plan)
+    assert re.search(expected, line)
+    assert "\n" not in line
+    if line:
+        assert useful_share(shaped(num_samples, int(line.rpartition("such as ")[2].split(",")[0]), 128)) > 0.99
 
 
 def test_another_engine_makes_the_same_pixels() -> None:

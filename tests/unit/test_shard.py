@@ -258,11 +258,27 @@ def test_resampling_finds_a_shard_that_was_tampered_with(bundle: Bundle) -> None
 def test_default_shards_are_neither_tiny_nor_huge(num_samples: int, side: int) -> None:
     """By default shards hold at most 64 MiB of pixels (or 128 samples), and there are 16 where there are enough samples."""
     schema = ImageSchema(channels=3, height=side, width=side)
-    per_shard = default_samples_per_shard(num_samples, schema)
+    per_shard = default_samples_per_shard(num_samples, schema, 128)
     assert per_shard % 128 == 0
     assert per_shard == 128 or per_shard * side * side * 3 <= 64 * 2**20
     if num_samples >= 16 * 128:
         assert -(-num_samples // per_shard) >= 16
+
+
+@pytest.mark.parametrize(
+    ("side", "micro_batch", "expected"),
+    [
+        (256, 32, 256),  # is whole already
+        (64, 512, 5120),  # ten of them, 60 MiB
+        (64, 100, 5400),
+        (256, 2048, 2048),  # one, 384 MiB
+        (256, 8192, 256),  # one would be 1.5 GiB
+    ],
+)
+def test_default_shards_hold_whole_micro_batches(side: int, micro_batch: int, expected: int) -> None:
+    """No micro-batch is evaluated for two shards, unless a shard would be too large to hold one."""
+    schema = ImageSchema(channels=3, height=side, width=side)
+    assert default_samples_per_shard(10**9, schema, micro_batch) == expected
 
 
 def test_the_default_depends_on_the_dataset_alone(bundle: Bundle) -> None:
