@@ -69,6 +69,12 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def find_spec(path_or_preset: str, kind: str = "") -> Path | None:
+    """The file of that name, else the shipped spec of ``kind`` called so, else None."""
+    path = Path(path_or_preset)
+    return path if path.is_file() else preset_path(path_or_preset, kind)
+
+
 def preset_path(name: str, kind: str = "") -> Path | None:
     """The shipped spec called ``name`` (without ``.yaml``), or None; lists come from `preset_names`."""
     for folder in _PRESET_FOLDERS:
@@ -100,15 +106,12 @@ def load_spec(
     Raises:
         UsageError: there is no such file or preset, it is not YAML, or a key or value is wrong.
     """
-    path = Path(path_or_preset)
-    if not path.is_file():
-        preset = preset_path(path_or_preset, cls.presets)
-        if preset is None:
-            raise UsageError(
-                f"spec {path_or_preset!r}: there is no such file, and no shipped spec has that name; "
-                f"give a YAML file or one of: {', '.join(preset_names(cls.presets))}"
-            )
-        path = preset
+    path = find_spec(path_or_preset, cls.presets)
+    if path is None:
+        raise UsageError(
+            f"spec {path_or_preset!r}: there is no such file, and no shipped spec has that name; "
+            f"give a YAML file or one of: {', '.join(preset_names(cls.presets))}"
+        )
     values = read_mapping(path)
     for override in overrides:
         key, sign, text = override.partition("=")

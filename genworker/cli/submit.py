@@ -14,7 +14,7 @@ class _SpecFirst(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the spec behind the options, where `click` wants it."""
-        from genworker.submit import COMMANDS
+        from genworker.submit.request import COMMANDS
 
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             end = args.index("--") if "--" in args else len(args)
@@ -69,7 +69,8 @@ def submit(
     Ctrl-C leaves the job running.
     """
     from genworker.cli.display import console
-    from genworker.submit import Cluster, Request, call_of
+    from genworker.submit.jobs import Cluster
+    from genworker.submit.request import Request, call_of
 
     command, words = call_of(command, arguments, run_id)
     request = Request(command, words, run_id, working_dir, variables, driver_cpus)

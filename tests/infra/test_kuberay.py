@@ -18,7 +18,7 @@ import pytest
 
 from genworker.bulk.schedule import load_run
 from genworker.cli import cli
-from genworker.submit import call_of
+from genworker.submit.request import call_of
 from tests.infra.files import INFRA
 from tests.infra.hcl import load
 from tests.infra.manifests import (

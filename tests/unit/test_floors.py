@@ -77,6 +77,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "doctor.base",
         "doctor.machine",
         "doctor.storage",
+        "submit",
+        "submit.request",
         "works.*",
         "bulk.beside",
         "bulk.encoding",
@@ -105,7 +107,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.job",
         "cluster",
         "doctor.cluster",
-        "submit",
+        "submit.jobs",
     ),
     6: ("cli.*",),
 }

@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from genworker.cli import cli
+from genworker.config import preset_path
 from genworker.errors import UsageError
-from genworker.submit import Request, call_of
+from genworker.submit.request import Request, call_of
 
 
 @pytest.fixture
@@ -50,6 +51,62 @@ def test_a_spec_goes_along(spec: Path) -> None:
         assert words[:4] == ["python", "-m", "genworker.cli", "train"]
         assert words[5:] == ["--out", "x y"]
     assert not sent.exists()
+
+
+def test_the_id_does_not_follow_from_how_a_spec_is_named(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hosts with one spec in different places submit one job; the content of a shipped spec counts too."""
+    monkeypatch.chdir(spec.parent)
+    elsewhere = spec.parent / "deeper" / "copy"  # a spec needs no suffix
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(spec.read_text())
+    names = ["mine.yaml", "./mine.yaml", str(spec), "deeper/../mine.yaml", "deeper/copy"]
+    spellings = [["--spec", name] for name in names] + [[f"--spec={name}"] for name in names]
+    assert len({Request("generate", [*words, "--actors=2"]).submission_id for words in spellings}) == 1
+    assert len({Request("train", [name, "--out=x"]).submission_id for name in names}) == 1
+    assert len({Request("train", ["--out=x", name]).submission_id for name in names}) == 1
+    shipped = preset_path("fashion-tiny")
+    assert shipped is not None
+    assert Request("train", ["fashion-tiny"]).submission_id == Request("train", [str(shipped)]).submission_id
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("generate", ["--spec=mine"]),
+        ("generate", ["--actors=2", "--spec", "mine"]),
+        ("evaluate", ["s3://b/run", "--data=mine"]),
+        ("train", ["mine", "--out", "x"]),
+        ("train", ["--out", "x", "mine"]),
+    ],
+)
+def test_a_spec_goes_along_however_it_is_named(
+    command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without a suffix, and behind an equals sign."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_text("seed: 1\n")
+    with Request(command, words).packed() as (entrypoint, environment):
+        (sent,) = (path for path in Path(environment["working_dir"]).rglob("*") if path.is_file())
+        assert sent.name == "mine"  # which is what its run is called
+        assert str(sent.relative_to(environment["working_dir"])) in shlex.split(entrypoint)
+
+
+def test_what_a_command_writes_does_not_go_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("events.jsonl").write_text("{}\n")
+    with Request("train", ["fashion-tiny", "--lineage", "events.jsonl"]).packed() as (_, environment):
+        assert "working_dir" not in environment
+
+
+@pytest.mark.parametrize("content", [b"name: caf\xe9\n", b"- 1\n", b"a: [\n"])
+def test_a_file_that_is_no_spec_is_said_to_be_none(spec: Path, content: bytes) -> None:
+    """Before anything is sent, in one message: bytes that are no UTF-8, no mapping, no YAML."""
+    spec.write_bytes(content)
+    for command, words in (("train", [str(spec)]), ("generate", [f"--spec={spec}"])):
+        request = Request(command, words)
+        assert request.submission_id.startswith(f"genworker-{command}-")
+        with pytest.raises(UsageError, match=rf"spec {spec}: "):
+            request.check()
 
 
 def test_a_working_directory_is_sent_as_it_is(spec: Path) -> None:

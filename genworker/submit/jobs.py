@@ -1,25 +1,15 @@
-"""Commands of genworker as jobs of a Ray cluster: submitted once, followed, and found again.
+"""The Jobs API of a cluster: a job is submitted once, followed, and found again.
 
-In: a cluster's address and a command with its arguments. Out: the job's exit code. A job's id follows from what it does and
-from a run id, so a second submit of the same finds the first: it is followed, or said to be done. A job that failed is
-submitted anew under the next id; what it left is gone on from, because every command of genworker resumes.
+In: a cluster's address and a request. Out: the job's id and its exit code.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import hashlib
-import json
-import shlex
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import ray
@@ -27,125 +17,12 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from genworker.bulk.schedule import check_run_id
-from genworker.config import preset_names, preset_path, read_mapping
 from genworker.errors import ClusterError, UsageError
+from genworker.submit.request import Request
 
-COMMANDS = ("train", "generate", "evaluate")
-# Keys by which a spec is known.
-_KEYS = {"generate": {"bundle", "out", "num_samples"}, "train": {"data", "family"}}
-_PROGRAM = ("python", "-m", "genworker.cli")
 _MAX_TRIES = 1_000
 _POLL_SECONDS = 1.0
 _YOUNG_SECONDS = 60.0
-_SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "ACCESS_KEY", "API_KEY")
-
-
-def call_of(what: str, arguments: Sequence[str], run_id: str = "") -> tuple[str, list[str]]:
-    """The command and arguments that ``what`` stands for: a command itself, or the spec of a job, a file or a shipped one.
-
-    The spec of a dataset is given ``run_id`` for its templates, and as its date where it is one.
-
-    Raises:
-        UsageError: it is neither, or a file that is no spec.
-    """
-    if what in COMMANDS:
-        return what, list(arguments)
-    command = _kind(what)
-    if command == "train":
-        return command, [what, *arguments]
-    words = ["--spec", what]
-    if run_id:
-        words += ["--run-id", run_id]
-        with contextlib.suppress(ValueError):
-            words += ["--date", f"{datetime.date.fromisoformat(run_id)}"]
-    return command, [*words, *arguments]
-
-
-def _kind(what: str) -> str:
-    """Which command a spec is for."""
-    path = Path(what)
-    if path.is_file():
-        keys = read_mapping(path).keys()
-        for command, known in _KEYS.items():
-            if keys & known:
-                return command
-        raise UsageError(f"spec {what}: is none of a dataset (bundle, out) and none of a training run (data, family)")
-    for command, folder in (("train", ""), ("generate", "generate")):
-        if preset_path(what, folder) is not None:
-            return command
-    raise UsageError(
-        f"{what!r}: cannot be submitted; choose one of {', '.join(COMMANDS)}, a spec's file, or a shipped spec: "
-        f"{', '.join([*preset_names(), *preset_names('generate')])}"
-    )
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to run.
-
-    Attributes:
-        command: of the command line: train, generate or evaluate.
-        arguments: of that command.
-        run_id: told apart from other runs of the same command, for example a date; may be empty.
-        working_dir: a folder to send along, whose ``genworker`` is used where it holds one; None uses the cluster's own.
-        variables: of the job's environment. They can be read by whoever sees the cluster's dashboard.
-        num_cpus: that the driver itself takes; 0 runs it on the head.
-    """
-
-    command: str
-    arguments: Sequence[str]
-    run_id: str = ""
-    working_dir: Path | None = None
-    variables: Mapping[str, str] | None = None
-    num_cpus: float = 0.0
-
-    @property
-    def submission_id(self) -> str:
-        """``genworker-<command>-<digest>[-<run id>]``: the digest is of arguments and the content of files among them."""
-        content = [self.command, *self.arguments]
-        content += [Path(path).read_text(encoding="utf-8") for path in self._files()]
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-        return "-".join(filter(None, ["genworker", self.command, digest, self.run_id]))
-
-    def check(self) -> None:
-        """Raise UsageError for what can be seen to be wrong before anything is sent."""
-        if self.run_id:
-            check_run_id(self.run_id)
-        for name in self.variables or {}:
-            if any(word in name.upper() for word in _SECRET_WORDS):
-                raise UsageError(
-                    f"--env {name}: a job's environment is shown to whoever sees the cluster's dashboard; give the nodes "
-                    "a role (instance profile, service account), or set the variable when the cluster is started"
-                )
-        for path in self._files():
-            if self.working_dir is not None and not Path(path).resolve().is_relative_to(self.working_dir.resolve()):
-                raise UsageError(
-                    f"{path}: lies outside --working-dir {self.working_dir}, so the cluster would not get it"
-                )
-
-    def _files(self) -> list[str]:
-        """Arguments that are files here: specs."""
-        return [text for text in self.arguments if text.endswith((".yaml", ".yml")) and Path(text).is_file()]
-
-    @contextlib.contextmanager
-    def packed(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The job's entry point and runtime environment, valid inside the block."""
-        arguments = list(self.arguments)
-        with contextlib.ExitStack() as stack:
-            folder = self.working_dir
-            for path in self._files():
-                if self.working_dir is not None:
-                    sent = str(Path(path).resolve().relative_to(self.working_dir.resolve()))
-                else:
-                    folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                    sent = f"{len(list(folder.iterdir()))}-{Path(path).name}"
-                    shutil.copyfile(path, folder / sent)
-                arguments[arguments.index(path)] = sent
-            environment: dict[str, Any] = {"env_vars": dict(self.variables or {})}
-            if folder is not None:
-                environment["working_dir"] = str(folder)
-            yield shlex.join([*_PROGRAM, self.command, *arguments]), environment
 
 
 class Cluster:
