@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from genworker.bulk.attempts import Attempt, Attempts
 from genworker.bulk.capacity import Capacity, Patience
+from genworker.bulk.members import Member, Members
 from genworker.bulk.plan import Task
 from genworker.bulk.records import Receipt
 from genworker.bulk.speculation import Stragglers
@@ -30,16 +31,6 @@ _TICK_SECONDS = 0.5
 
 class Drained(KeyboardInterrupt):
     """The pool was told to stop, and what ran then has ended or used up its time."""
-
-
-class _Member:
-    """One actor. ``where`` is known once it is ready; ``given`` are the attempts that it has not answered."""
-
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-        self.where: str | None = None
-        self.given: dict[Attempt, None] = {}
-        self.gone = False
 
 
 class ShardPool:
@@ -77,10 +68,8 @@ class ShardPool:
         self._drain_seconds, self._poll_seconds = drain_seconds, poll_seconds
         self._polled_at = float("-inf")
         self._looked_at = time.monotonic()
-        self._members: dict[_Member, None] = {}
-        # Ready members by the number of tasks that they hold: giving one costs the same with ten actors and a thousand.
-        self._loads: list[dict[_Member, None]] = [{} for _ in range(depth + 1)]
-        self._news: queue.SimpleQueue[tuple[_Member, Attempt | None, Future[Any]] | None] = queue.SimpleQueue()
+        self._members = Members(depth)
+        self._news: queue.SimpleQueue[tuple[Member, Attempt | None, Future[Any]] | None] = queue.SimpleQueue()
         self._deaths_in_a_row, self._last_reason = 0, ""
         self._stopping = False
         self._tasks_left: int | None = None
@@ -119,13 +108,12 @@ class ShardPool:
             JobError: the actor died; ClusterError: there is no room for one; GenworkerError as it was raised there.
         """
         self._tasks_left = num_tasks
-        while not any(self._loads):
+        while (member := self._members.any_ready()) is None:
             self._scale()
             for _ in self._receive():
                 raise AssertionError("a receipt without a task")
             if self._deaths_in_a_row:
                 raise JobError(f"the first actor died before it did anything: {self._last_reason}")
-        member = next(member for load in self._loads for member in load)
         try:
             return ray.get(getattr(member.actor, method).remote(*args))
         except RayTaskError as err:
@@ -135,21 +123,17 @@ class ShardPool:
 
     def close(self) -> None:
         """End all actors now; what they were making is made again by the next run."""
-        for member in list(self._members):
+        for member in self._members:
             self._dismiss(member)
 
     # --- actors ------------------------------------------------------------------------------------------------------
 
-    @property
-    def _num_ready(self) -> int:
-        return sum(map(len, self._loads))
-
     def _scale(self) -> None:
         """Look at the cluster now and then; have as many actors as it holds and the tasks can use."""
         now = time.monotonic()
-        self._tally.ready(self._num_ready, now - self._looked_at)
+        self._tally.ready(self._members.num_ready, now - self._looked_at)
         self._looked_at = now
-        self._patience.look(self._num_ready, self._tasks_left, now)
+        self._patience.look(self._members.num_ready, self._tasks_left, now)
         if now - self._polled_at < self._poll_seconds and self._members:
             return
         self._polled_at = now
@@ -157,27 +141,22 @@ class ShardPool:
         for _ in range(wanted - len(self._members)):
             self._start()
         # Those that wait for a place which is gone; whoever works goes on.
-        waiting = [member for member in self._members if member.where is None]
-        for member in waiting[: max(0, len(self._members) - wanted)]:
+        for member in self._members.waiting()[: max(0, len(self._members) - wanted)]:
             self._dismiss(member)
 
     def _start(self) -> None:
-        member = _Member(self._start_actor())
-        self._members[member] = None
+        member = self._members.add(self._start_actor())
         self._listen(member, None, member.actor.__ray_call__.remote(_where))
 
-    def _listen(self, member: _Member, attempt: Attempt | None, ref: Any) -> None:
+    def _listen(self, member: Member, attempt: Attempt | None, ref: Any) -> None:
         # Called back when the result is there, so that waiting costs nothing per task in flight.
         ref.future().add_done_callback(lambda future: self._news.put((member, attempt, future)))
 
-    def _dismiss(self, member: _Member) -> None:
-        member.gone = True
-        del self._members[member]
-        for load in self._loads:
-            load.pop(member, None)
+    def _dismiss(self, member: Member) -> None:
+        self._members.remove(member)
         ray.kill(member.actor)
 
-    def _lose(self, member: _Member, err: RayActorError) -> None:
+    def _lose(self, member: Member, err: RayActorError) -> None:
         self._deaths_in_a_row += 1
         self._last_reason = reason = _reason(err)
         self._dismiss(member)
@@ -202,21 +181,13 @@ class ShardPool:
     def _fill(self) -> None:
         # Breadth first: with few tasks left, no actor holds two while another holds none.
         for load in range(self._depth):
-            while self._loads[load]:
-                member = next(iter(self._loads[load]))
+            while (member := self._members.holding(load)) is not None:
                 attempt = self._attempts.next(idle=load == 0)
                 if attempt is None:
                     break
-                attempt.where = member.where or ""
-                member.given[attempt] = None
-                self._move(member)
+                self._members.give(member, attempt)
                 self._listen(member, attempt, member.actor.make.remote(attempt.task, attempt.number))
         self._tally.show("queue_depth", self._attempts.num_running)
-
-    def _move(self, member: _Member) -> None:
-        for load in self._loads:
-            load.pop(member, None)
-        self._loads[len(member.given)][member] = None
 
     def _receive(self) -> Iterator[Receipt]:
         """Wait a little for news and deal with all that there are."""
@@ -230,7 +201,7 @@ class ShardPool:
         except queue.Empty:
             return
 
-    def _hear(self, member: _Member, attempt: Attempt | None, future: Future[Any]) -> Receipt | None:
+    def _hear(self, member: Member, attempt: Attempt | None, future: Future[Any]) -> Receipt | None:
         err = future.exception()
         if isinstance(err, RayActorError) and not isinstance(err, RayTaskError):
             self._lose(member, err)
@@ -238,11 +209,9 @@ class ShardPool:
         if attempt is None:
             if err is not None:
                 raise JobError(f"an actor cannot be used: {err}") from err
-            member.where = future.result()
-            self._move(member)
+            self._members.ready(member, future.result())
             return None
-        del member.given[attempt]
-        self._move(member)
+        self._members.answered(member, attempt)
         if err is not None:
             cause = err.cause if isinstance(err, RayTaskError) and isinstance(err.cause, Exception) else err
             self._attempts.failed(attempt, cause if isinstance(cause, Exception) else RayError(str(cause)))

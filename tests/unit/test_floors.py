@@ -88,6 +88,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.speculation",
         "bulk.tally",
         "bulk.progress",
+        "bulk.members",
         "bulk.summary",
         "bulk.request",
         "bulk.virtual",
