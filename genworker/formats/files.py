@@ -21,6 +21,7 @@ from genworker.formats import columns
 from genworker.formats.base import no_objects
 from genworker.formats.checks import check_samples
 from genworker.formats.columns import as_dataset_error
+from genworker.formats.opening import open_parquet, refuse_longer
 from genworker.schema import NO_EXTRAS, SampleBatch
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from genworker.schema import Extras, ImageSchema, Int64Array
 
 _MAX_TABLE_BYTES = 2**31 - 1
+_MAX_TEXT_BYTES = 64  # of a file's name, and of its digest
 _ROW_BYTES = 256  # of a row without latents; it takes about 60
 _ROWS_PER_GROUP = 2**16
 _DECODE_ROWS = 256
@@ -129,14 +131,16 @@ class FilesShardReader:
 
     def __init__(self, format: FilesFormat, data: bytes, get: Get) -> None:
         self._codec, self._extras, self._get = format.codec, format.extras, get
+        texts, max_rows = ["file_name", "sha256"], format.max_samples_per_shard()
+        file, seen = open_parquet(data, format.columns, texts, max_rows)
         with as_dataset_error("cannot be opened"):
-            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            self._metadata = columns.text_metadata(file.schema_arrow)
-        columns.check_schema(file.schema_arrow, format.columns)
+            self._metadata = columns.text_metadata(seen)
         with as_dataset_error("cannot be read"):
             table = file.read(use_threads=False)
             table.validate()
         columns.check_rows(self.provenance, len(table))
+        for name in texts:
+            refuse_longer(table.column(name), _MAX_TEXT_BYTES, f"a {name}")
         self._table = table.combine_chunks()
         self._indices = columns.to_int64(self._column("sample_index"), "sample_index")
         self._names: list[str] = self._column("file_name").to_pylist()

@@ -19,6 +19,7 @@ from genworker.formats import columns
 from genworker.formats.base import no_objects
 from genworker.formats.checks import check_samples
 from genworker.formats.columns import as_dataset_error
+from genworker.formats.opening import open_parquet, refuse_longer
 from genworker.schema import NO_EXTRAS, SampleBatch
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _MIN_ROWS_FOR_SPLIT = 4 * 64
 _MAX_IMAGE_BYTES = 2**31 - 1
 
 _DECODE_ROWS = 1024
+_DECODE_BYTES = 64 * 2**20
 
 
 class ParquetFormat:
@@ -77,7 +79,7 @@ class ParquetFormat:
     def reader(self, data: bytes, get: Get = no_objects) -> ParquetShardReader:
         """Open a shard; raises DatasetError when the bytes are not a whole Parquet file with these columns."""
         del get
-        return ParquetShardReader(self._codec, self._extras, self._columns, data)
+        return ParquetShardReader(self._codec, self._extras, self._columns, data, self.max_samples_per_shard())
 
     def _features(self) -> dict[str, Any]:
         # What `datasets` reads to give PIL images and class names instead of bytes and numbers.
@@ -155,14 +157,15 @@ def row_group_ends(sizes: list[int]) -> list[int]:
 class ParquetShardReader:
     """Follows `base.ShardReader`; keeps the row groups that `read_row` touched, still encoded."""
 
-    def __init__(self, codec: Codec, extras: Extras, expected: pa.Schema, data: bytes) -> None:
+    def __init__(self, codec: Codec, extras: Extras, expected: pa.Schema, data: bytes, max_rows: int) -> None:
         self._codec = codec
         self._extras = extras
+        # Of the image's struct the bytes alone: its path is for other readers.
+        image = "image.bytes" if codec.is_image_file else "image"
+        self._read = [image if name == "image" else name for name in expected.names]
+        self._file, seen = open_parquet(data, expected, [image], max_rows)
         with as_dataset_error("cannot be opened"):
-            self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            seen = self._file.schema_arrow
             self._metadata = columns.text_metadata(seen)
-        columns.check_schema(seen, expected)
         footer = self._file.metadata
         columns.check_rows(self.provenance, footer.num_rows)
         sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
@@ -193,8 +196,9 @@ class ParquetShardReader:
         first_group = int(np.searchsorted(self._ends, first_row, side="right"))
         groups = list(range(first_group, len(self._ends)))
         row = int(self._ends[first_group - 1]) if first_group else 0
+        step = max(1, min(_DECODE_ROWS, _DECODE_BYTES // self._codec.max_bytes))
         with as_dataset_error("cannot be read"):
-            records = self._file.iter_batches(batch_size=_DECODE_ROWS, row_groups=groups, use_threads=False)
+            records = self._file.iter_batches(batch_size=step, row_groups=groups, columns=self._read, use_threads=False)
         while row < len(self):
             with as_dataset_error("cannot be read"):
                 record = next(records, None)
@@ -214,7 +218,7 @@ class ParquetShardReader:
         group = int(np.searchsorted(self._ends, row, side="right"))
         if group not in self._groups:
             with as_dataset_error("cannot be read"):
-                table = self._file.read_row_group(group, use_threads=False)
+                table = self._file.read_row_group(group, columns=self._read, use_threads=False)
                 self._groups[group] = table.combine_chunks().to_batches()[0]
         first = int(self._ends[group - 1]) if group else 0
         return self._decode(self._groups[group].slice(row - first, 1))
@@ -228,6 +232,7 @@ class ParquetShardReader:
         images = record.column("image")
         if self._codec.is_image_file:
             images = images.field("bytes")
+        refuse_longer(images, self._codec.max_bytes, "an image")
         encoded = images.to_pylist()
         if None in encoded:
             raise DatasetError("Parquet shard: an image is null")

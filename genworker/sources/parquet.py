@@ -51,7 +51,7 @@ class ParquetConfig(ResizedConfig):
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Encoded images (Arrow binary, null where there is none) and labels (int64 [n], or None) of one row group."""
+    """Encoded images (Arrow dictionary of bytes, null where there is none) and labels (int64 [n], or None) of a row group."""
 
     images: Any
     labels: Int64Array | None
@@ -81,6 +81,7 @@ class ParquetSource(BlockSource[RowGroup]):
         self._image_column, self._label_column = choose_columns(url, schemas[0], config)
         for info, schema in zip(self._files.infos, schemas, strict=True):
             _check_types(f"{url}: {info.key}", schema, self._image_column, self._label_column)
+        self._is_struct = [pa.types.is_struct(schema.field(self._image_column).type) for schema in schemas]
         self._row_groups = [
             (file, group) for file, footer in enumerate(self._files.footers) for group in range(footer.num_row_groups)
         ]
@@ -114,10 +115,12 @@ class ParquetSource(BlockSource[RowGroup]):
 
     def _fetch_block(self, number: int) -> RowGroup:
         file, group = self._row_groups[number]
-        columns = [self._image_column, *([self._label_column] if self._label_column else [])]
-        table = self._files.read_row_group(file, group, columns)
+        # Of a struct the bytes alone: nobody looks at the path.
+        image = f"{self._image_column}.bytes" if self._is_struct[file] else self._image_column
+        columns = [image, *([self._label_column] if self._label_column else [])]
+        table = self._files.read_row_group(file, group, columns, binary=image)
         images = table[self._image_column]
-        if pa.types.is_struct(images.type):
+        if self._is_struct[file]:
             images = pc.struct_field(images, "bytes")
         return RowGroup(images, self._checked_labels(file, table))
 

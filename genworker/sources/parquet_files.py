@@ -20,9 +20,20 @@ if TYPE_CHECKING:
 
 _NUM_THREADS = 16
 
+# What one row group may ask for. A few bytes can stand for any number of rows, and a small file can say that it unpacks
+# to anything; encoded images do not compress, so an honest file unpacks to little more than its own size.
+MAX_ROWS = 2**20
+MAX_BYTES = 2**28
+_MAX_RATIO = 4
+
 
 class ParquetFiles:
-    """The Parquet files of one split below a URL; ``footers[i]`` is pyarrow's metadata of ``infos[i]``."""
+    """The Parquet files of one split below a URL; ``footers[i]`` is pyarrow's metadata of ``infos[i]``.
+
+    Raises:
+        SourceError: a file is damaged, or a row group has more than ``MAX_ROWS`` rows, or unpacks to more than
+            ``MAX_BYTES`` and more than four times its file.
+    """
 
     def __init__(self, url: str, split: Split) -> None:
         self.url = url
@@ -30,17 +41,33 @@ class ParquetFiles:
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             self.footers: list[Any] = list(pool.map(self._footer, self.infos))
 
-    def read_row_group(self, file: int, row_group: int, columns: list[str]) -> Any:
-        """Fetch some columns of one row group as a pyarrow Table; raises SourceError for a damaged file."""
-        info = self.infos[file]
+    def read_row_group(self, file: int, row_group: int, columns: list[str], binary: str | None = None) -> Any:
+        """Fetch some columns of one row group as a pyarrow Table; raises SourceError for a damaged file.
+
+        ``binary`` names one of them, of bytes, that comes dictionary-encoded: a value that is stored once and named by a
+        thousand rows is in memory once.
+        """
+        info, encoded = self.infos[file], [binary] if binary else None
         try:
-            with pq.ParquetFile(RangeFile(self.store, info), metadata=self.footers[file], pre_buffer=True) as parquet:
+            with pq.ParquetFile(
+                RangeFile(self.store, info), metadata=self.footers[file], read_dictionary=encoded, pre_buffer=True
+            ) as parquet:
                 return parquet.read_row_group(row_group, columns=columns, use_threads=False)
-        except (pa.ArrowException, OSError, ValueError) as err:  # names may be no text
+        except (pa.ArrowException, OSError, ValueError, KeyError) as err:  # names may be no text
             raise SourceError(f"{self.url}: {info.key}: row group {row_group} cannot be read: {err}") from err
 
     def _footer(self, info: ObjectInfo) -> Any:
         try:
-            return pq.read_metadata(RangeFile(self.store, info))
+            footer = pq.read_metadata(RangeFile(self.store, info))
         except (pa.ArrowException, OSError, ValueError) as err:  # names may be no text
             raise SourceError(f"{self.url}: {info.key} ({info.size} bytes) is no whole Parquet file: {err}") from err
+        limit = max(MAX_BYTES, _MAX_RATIO * info.size)
+        for number in range(footer.num_row_groups):
+            group = footer.row_group(number)
+            if not (0 <= group.num_rows <= MAX_ROWS and group.total_byte_size <= limit):
+                raise SourceError(
+                    f"{self.url}: {info.key} ({info.size} bytes): row group {number} has {group.num_rows} rows that unpack to "
+                    f"{group.total_byte_size} bytes; the limits are {MAX_ROWS} rows and {limit} bytes, because a row group "
+                    "is held in memory whole: write the file with smaller row groups"
+                )
+        return footer

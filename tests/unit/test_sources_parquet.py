@@ -17,10 +17,12 @@ from PIL import Image
 from genworker import codecs, formats
 from genworker.errors import SourceError
 from genworker.schema import ImageSchema, SampleBatch
+from genworker.sources import parquet_files
 from genworker.sources.parquet import ParquetConfig, ParquetSource
 from genworker.sources.shard_files import RangeFile
 from genworker.stores import open_store
 from tests.fakes import dataset as fake
+from tests.memory import growth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -291,8 +293,10 @@ def test_a_damaged_footer_does_not_end_the_process(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from genworker.errors import GenworkerError
+from genworker.sources import parquet_files
 from genworker.sources.parquet import ParquetConfig, ParquetSource
 from tests.fakes import dataset as fake
+from tests.memory import growth
 plan = fake.make_plan(num_samples=20)
 data = fake.shard_bytes(plan, plan.task(0))
 path = Path(sys.argv[1]) / "a.parquet"
@@ -318,3 +322,39 @@ def test_column_names_that_are_no_text_are_refused(name: bytes, tmp_path: Path) 
     (tmp_path / "a.parquet").write_bytes(data)
     with pytest.raises(SourceError, match="is no whole Parquet file"):
         ParquetSource(ParquetConfig(url=str(tmp_path), image_size=8, channels=3))
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_an_image_that_many_rows_name_is_in_memory_once(struct: bool, tmp_path: Path) -> None:
+    """A few hundred bytes that stand for 300 images of a megabyte take no 300 MB."""
+    image = png(7) + bytes(1_000_000)
+    column: Any = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([image]))
+    if struct:
+        column = pa.StructArray.from_arrays([column], names=["bytes"])
+    path = write(
+        tmp_path / "x.parquet",
+        {"image": column},
+        compression="zstd",
+        dictionary_pagesize_limit=2**22,
+        store_schema=False,
+    )
+    assert path.stat().st_size < 2_000
+    with growth() as grown:
+        found = source(path, cache_bytes=2**20)
+        assert values(found, 0, 299) == [7, 7]
+    assert grown.mib < 50
+
+
+def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many rows, or far more bytes than the file has, are refused by the footer, with what to do."""
+    path = write(tmp_path / "x.parquet", {"image": [bytes(1000)] * 100}, compression="zstd", use_dictionary=False)
+    size = path.stat().st_size
+    monkeypatch.setattr(parquet_files, "MAX_BYTES", 50_000)
+    with pytest.raises(
+        SourceError, match=rf"x\.parquet \({size} bytes\): row group 0 has 100 rows that unpack to 10.* smaller"
+    ):
+        source(path)
+    monkeypatch.setattr(parquet_files, "MAX_BYTES", 2**28)
+    monkeypatch.setattr(parquet_files, "MAX_ROWS", 99)
+    with pytest.raises(SourceError, match=r"has 100 rows .*; the limits are 99 rows"):
+        source(path)
