@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from genworker.bulk.attempts import Attempt, Attempts
-from genworker.bulk.capacity import Capacity, Patience
+from genworker.bulk.capacity import Capacity, Losses, Patience
 from genworker.bulk.members import Member, Members
 from genworker.bulk.plan import Task
 from genworker.bulk.records import Receipt
@@ -70,7 +70,7 @@ class ShardPool:
         self._looked_at = time.monotonic()
         self._members = Members(depth)
         self._news: queue.SimpleQueue[tuple[Member, Attempt | None, Future[Any]] | None] = queue.SimpleQueue()
-        self._deaths_in_a_row, self._last_reason = 0, ""
+        self._losses, self._last_reason = Losses(), ""
         self._stopping = False
         self._tasks_left: int | None = None
 
@@ -112,7 +112,7 @@ class ShardPool:
             self._scale()
             for _ in self._receive():
                 raise AssertionError("a receipt without a task")
-            if self._deaths_in_a_row:
+            if self._losses.in_a_row:
                 raise JobError(f"the first actor died before it did anything: {self._last_reason}")
         try:
             return ray.get(getattr(member.actor, method).remote(*args))
@@ -157,14 +157,13 @@ class ShardPool:
         ray.kill(member.actor)
 
     def _lose(self, member: Member, err: RayActorError) -> None:
-        self._deaths_in_a_row += 1
         self._last_reason = reason = _reason(err)
+        too_many = self._losses.note(len(self._members))
         self._dismiss(member)
         self._tally.count("actors_lost")
-        limit = max(3, 2 * (len(self._members) + 1))
-        if self._deaths_in_a_row > limit:
+        if too_many:
             raise JobError(
-                f"{self._deaths_in_a_row} actors died without finishing a task in between, the last one: "
+                f"{self._losses.in_a_row} actors died without finishing a task in between, the last one: "
                 f"{reason if err.actor_init_failed else err}; the dataset is not published, what was made stays: mend the "
                 "cause (memory is the usual one) and run the command again"
             ) from err
@@ -216,7 +215,7 @@ class ShardPool:
             cause = err.cause if isinstance(err, RayTaskError) and isinstance(err.cause, Exception) else err
             self._attempts.failed(attempt, cause if isinstance(cause, Exception) else RayError(str(cause)))
             return None
-        self._deaths_in_a_row = 0
+        self._losses.forget()
         receipt = self._attempts.succeeded(attempt, future.result())
         if receipt is not None and self._tasks_left is not None:
             self._tasks_left -= 1
