@@ -148,6 +148,7 @@ class _Run:
             max_attempts=self._spec.max_attempts,
             on_event=self.reporter.event,
             tally=self.tally,
+            on_tick=self.reporter.tick,
             drain_seconds=self._spec.drain_timeout,
         )
 

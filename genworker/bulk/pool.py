@@ -42,6 +42,7 @@ class ShardPool:
         depth: tasks given to an actor at a time; it carries out as many at once as it has threads for.
         max_attempts: how often one task may fail.
         on_event: told in one line of every failed attempt, every lost actor and every shortage.
+        on_tick: called twice a second at least, also while nothing happens.
         tally: counts attempts, actors and what they did.
         stragglers: says from when on a task is given to a second, idle actor.
         drain_seconds: how long `stop` leaves for what is running.
@@ -56,13 +57,14 @@ class ShardPool:
         depth: int = 2,
         max_attempts: int = 3,
         on_event: Callable[[str], None] = lambda _text: None,
+        on_tick: Callable[[], None] = lambda: None,
         tally: Tally | None = None,
         stragglers: Stragglers | None = None,
         drain_seconds: float = 20.0,
         poll_seconds: float = 5.0,
     ) -> None:
         self._start_actor, self._capacity, self._depth = start_actor, capacity, depth
-        self._on_event, self._tally = on_event, tally or Tally()
+        self._on_event, self._on_tick, self._tally = on_event, on_tick, tally or Tally()
         self._attempts = Attempts(max_attempts, on_event, self._tally, stragglers or Stragglers())
         self._patience = Patience(capacity, on_event)
         self._drain_seconds, self._poll_seconds = drain_seconds, poll_seconds
@@ -190,6 +192,7 @@ class ShardPool:
 
     def _receive(self) -> Iterator[Receipt]:
         """Wait a little for news and deal with all that there are."""
+        self._on_tick()
         try:
             news = self._news.get(timeout=_TICK_SECONDS)
             while True:

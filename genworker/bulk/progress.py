@@ -1,6 +1,6 @@
 """How far a job is, from its receipts: what displays show and logs hold.
 
-In: receipts and events. Out: `Progress`, at every one of them. It prints nothing.
+In: receipts and events, and ticks between them. Out: `Progress`, at every one of them. It prints nothing.
 """
 
 from __future__ import annotations
@@ -88,6 +88,10 @@ class Reporter:
         self._done += 1
         self._samples += receipt.num_samples
         self._bytes += receipt.num_bytes
+        self._on_progress(self.progress)
+
+    def tick(self) -> None:
+        """Tell how far the job is although nothing happened: with shards that take minutes it still shows that it lives."""
         self._on_progress(self.progress)
 
     def event(self, text: str) -> None:

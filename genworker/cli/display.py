@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -21,16 +22,19 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False)
 out = Console(highlight=False)  # for what a command is asked for
 
-_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_LINES = 5.0
 
 
 class Display:
-    """A progress bar on a terminal, lines elsewhere (a job's log)."""
+    """A progress bar on a terminal, lines elsewhere (a job's log); ``clock`` gives seconds and decides when one is due."""
 
-    def __init__(self, title: str, total: int, unit: str, note: str = "") -> None:
-        self._title, self._total, self._unit = title, total, unit
+    def __init__(
+        self, title: str, total: int, unit: str, note: str = "", *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._title, self._total, self._unit, self._clock = title, total, unit, clock
         self._live = console.is_terminal
-        self._last_line = 0.0
+        self._last_line = -math.inf
+        self._ended = False
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=16),
@@ -46,8 +50,8 @@ class Display:
         """Show how far the work is."""
         if self._live:
             self._progress.update(self._task, completed=min(done, self._total), note=note)
-        elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or done >= self._total:
-            self._last_line = time.monotonic()
+        elif self._is_due() or done >= self._total:
+            self._last_line = self._clock()
             console.print(
                 f"{self._title}: {min(done, self._total):,} of {self._total:,} {self._unit}, {note}", soft_wrap=True
             )
@@ -78,23 +82,26 @@ class Display:
             return
         if progress.event:
             self.event(progress.event)
-        self.update(
-            progress.samples_done,
-            f"{progress.samples_per_second:,.0f}/s  {progress.num_done}/{progress.num_shards} shards  "
-            f"{size(progress.bytes_done)}",
-        )
+        if progress.num_shards:  # else the plan is still being made
+            self.update(
+                progress.samples_done,
+                f"{progress.samples_per_second:,.0f}/s  {progress.num_done}/{progress.num_shards} shards  "
+                f"{size(progress.bytes_done)}",
+            )
 
     def _log(self, progress: JobProgress) -> None:
-        """One JSON object a line: every event, progress every few seconds, and the end."""
+        """One JSON object a line: every event, progress every few seconds, and the end once."""
         done = progress.num_done >= progress.num_shards > 0
-        if not (progress.event or done or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES):
+        ends, self._ended = done and not self._ended, done
+        if not (progress.event or ends or self._is_due()):
             return
-        self._last_line = time.monotonic()
+        self._last_line = self._clock()
         left = progress.seconds_left
+        kind = "progress" if progress.num_shards else "starting"
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "job": self._title,
-            "event": "warning" if progress.event else "progress",
+            "event": "warning" if progress.event else kind,
             **({"message": progress.event} if progress.event else {}),
             "plan_id": progress.plan_id,
             "shards_done": progress.num_done,
@@ -106,6 +113,9 @@ class Display:
             "eta_seconds": None if left is None else round(left, 1),
         }
         console.print(json.dumps(line), soft_wrap=True, markup=False)
+
+    def _is_due(self) -> bool:
+        return self._clock() - self._last_line >= _SECONDS_BETWEEN_LINES
 
     @contextmanager
     def running(self) -> Iterator[Display]:

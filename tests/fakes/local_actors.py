@@ -12,9 +12,6 @@ from ray.exceptions import RayActorError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OPEN = object()
-"""What a call returns that is not answered yet."""
-
 
 class LocalActor:
     """Any method of it can be called as that of a Ray actor; ``answer`` says what comes back.
@@ -30,12 +27,12 @@ class LocalActor:
         self.num_calls = 0
         self.is_dead = False
         self._answer = answer
-        self._calls: list[Future[Any]] = []
+        self._open: list[Future[Any]] = []
 
     def die(self) -> None:
         """End it, and with it all open calls."""
         self.is_dead = True
-        for call in self._calls:
+        for call in self._open:
             if not call.done():
                 call.set_exception(RayActorError())
 
@@ -44,20 +41,21 @@ class LocalActor:
 
     def _call(self, method: str, *args: Any) -> Any:
         call: Future[Any] = Future()
-        self._calls.append(call)
         try:
             if method == "__ray_call__":
                 found: Any = f"{self.node} pid {self.number}"
             else:
                 self.num_calls += 1
                 found = self._answer(self, method, *args)
+            if isinstance(found, Future):
+                call = found
+            elif not self.is_dead:
+                call.set_result(found)
         except Exception as err:  # what a method raises is its answer
             call.set_exception(err)
-        else:
-            if self.is_dead:
-                self.die()
-            elif found is not OPEN:
-                call.set_result(found)
+        self._open.append(call)
+        if self.is_dead:
+            self.die()
         return SimpleNamespace(future=lambda: call)
 
 
@@ -65,7 +63,8 @@ class LocalActors:
     """Starts actors.
 
     Args:
-        answer: called with the actor, the name of the method and its arguments; gives the answer, raises it, or is `OPEN`.
+        answer: called with the actor, the name of the method and its arguments; gives the answer, raises it, or gives a Future
+            where it comes later.
         node: where the actor of a number lives.
     """
 

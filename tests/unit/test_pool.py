@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray
 
+from genworker.bulk import pool as pools
 from genworker.bulk.capacity import Losses, fixed
 from genworker.bulk.plan import Task
 from genworker.bulk.pool import ShardPool
 from genworker.errors import JobError
 from tests.fakes.actors import receipt_for
-from tests.fakes.local_actors import OPEN, LocalActor, LocalActors
+from tests.fakes.local_actors import LocalActor, LocalActors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +37,23 @@ def shards_of(pool: ShardPool, count: int) -> list[int]:
     return sorted(receipt.shard_index for receipt in pool.run(tasks(count), count))
 
 
+def test_the_pool_ticks_while_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With shards that take long, the pool calls again and again, so that a log can show that the job lives."""
+    monkeypatch.setattr(pools, "_TICK_SECONDS", 0.01)
+    under_way: Future[Any] = Future()
+    ticks = 0
+
+    def on_tick() -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 20:
+            under_way.set_result(receipt_for(next(tasks(1)), 0))
+
+    actors = LocalActors(lambda *_: under_way)
+    assert shards_of(ShardPool(actors.start, fixed(1), on_tick=on_tick), 1) == [0]
+    assert ticks >= 20
+
+
 @pytest.mark.parametrize("num_actors", [1, 2, 4, 5, 6, 8, 16, 100])
 def test_a_node_takes_its_actors_along_and_the_job_goes_on(num_actors: int) -> None:
     """However many actors one node holds, their end at once is no crash loop: others are started and make the shards."""
@@ -45,7 +64,7 @@ def test_a_node_takes_its_actors_along_and_the_job_goes_on(num_actors: int) -> N
         if sum(other.num_calls for other in actors.started) == num_actors * DEPTH:
             for other in actors.started:
                 other.die()
-        return OPEN
+        return Future()
 
     actors, events = LocalActors(answer), list[str]()
     pool = ShardPool(actors.start, fixed(num_actors), depth=DEPTH, on_event=events.append)
