@@ -106,9 +106,16 @@ PANELS: tuple[Panel, ...] = (
     Panel(STEPS, "Images per second", ("images_per_second",), "Over all workers."),
     Panel(
         STEPS,
+        "The longest wait for data",
+        ("worst_data_wait_share",),
+        "Share of a report's time, of the worker that waits longest; all others wait for it.",
+    ),
+    Panel(
+        STEPS,
         "Where the time goes",
         ("forward_share", "backward_share", "all_reduce_share", "optimizer_share", "data_wait_share", "*_share"),
-        "Shares of a report's time. On a GPU, where work is queued, only data_wait_share and the sum tell something.",
+        "Shares of a report's time, means over the workers. On a GPU, where work is queued, only the sum of forward and "
+        "backward tells something.",
         kind="shares",
     ),
     Panel(

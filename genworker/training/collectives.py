@@ -7,15 +7,16 @@ DistributedDataParallel (pytorch#47562, #63929), and a GAN's two players disturb
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
+@dataclass
 class WorkerGroup:
     """This worker's place among those that share every global batch.
 
@@ -28,6 +29,8 @@ class WorkerGroup:
     rank: int
     world_size: int
     share: float
+    _waited: float = field(default=0.0, init=False)
+    _gpu_waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list, init=False)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], votes: Tensor) -> tuple[Tensor, list[float]]:
         """Replace gradients by their sum over all workers; return the flat sum, one vector, and the sum of each vote.
@@ -51,9 +54,27 @@ class WorkerGroup:
     def mean(self, value: Tensor) -> Tensor:
         """The mean over the global batch of a mean over each worker's part, detached."""
         value = value.detach() * self.share
-        if self.world_size > 1:
+        if self.world_size > 1 and value.is_cuda:
+            # The GPU waits while the host goes on, so only the GPU can tell for how long.
+            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begun.record()
             dist.all_reduce(value)
+            ended.record()
+            self._gpu_waits.append((begun, ended))
+        elif self.world_size > 1:
+            began = time.perf_counter()
+            dist.all_reduce(value)
+            self._waited += time.perf_counter() - began
         return value
+
+    def take_waited(self) -> float:
+        """Seconds spent in `mean` since the last call, nearly all of it waiting for slower workers; waits for the GPU."""
+        for begun, ended in self._gpu_waits:
+            ended.synchronize()
+            self._waited += begun.elapsed_time(ended) / 1e3
+        self._gpu_waits.clear()
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def from_first(self, value: int) -> int:
         """Rank 0's value, on every worker."""

@@ -147,22 +147,23 @@ class _Run:
 
     def _report(self, meter: Meter, loader: Loader) -> Verdict:
         """Gather what all ranks measured, let the watchdog judge it, tell everybody."""
-        averages, seconds = meter.averages(), time.perf_counter() - meter.started
-        computing = sum(meter.seconds.get(part, 0.0) for part in ("forward", "backward", "optimizer"))
-        names = sorted(averages)
-        rows = self.group.gather([self.group.share, computing, *(averages[name] for name in names)])
+        averages, seconds = dict(sorted(meter.averages().items())), time.perf_counter() - meter.started
+        parts = meter.seconds | {"data_wait": loader.wait_seconds - meter.waited_before}
+        rows = self.group.gather([self.group.share, *averages.values(), *parts.values()])
         verdict = Verdict.GO_ON
         if self.recorder is not None and self.examiner is not None:
             counters = self.trainer.state.counters
-            means = [sum(row[0] * row[column + 2] for row in rows) for column in range(len(names))]
+            means = [sum(row[0] * row[column + 1] for row in rows) for column in range(len(averages))]
+            spent = [dict(zip(parts, row[1 + len(averages) :], strict=True)) for row in rows]
+            busy = [sum(rank[part] for part in ("forward", "backward", "optimizer", "data_wait")) for rank in spent]
             self.metrics = {
                 "images_seen": counters.images_seen,
-                **dict(zip(names, means, strict=True)),
+                **dict(zip(averages, means, strict=True)),
                 **self.examiner.measure(),
                 "images_per_second": meter.images / seconds,
-                "data_wait_share": (loader.wait_seconds - meter.waited_before) / seconds,
+                **{f"{part}_share": sum(rank[part] for rank in spent) / len(rows) / seconds for part in parts},
+                "worst_data_wait_share": max(rank["data_wait"] for rank in spent) / seconds,
                 "data_retries": loader.retries,
-                **{f"{part}_share": spent / seconds for part, spent in meter.seconds.items()},
                 "nonfinite_steps": counters.nonfinite_steps,
                 "skipped_steps": counters.skipped_steps,
                 "rollbacks": counters.rollbacks,
@@ -171,7 +172,7 @@ class _Run:
             }
             progress = counters.images_seen / self.spec.training.images
             steps = meter.images // self.spec.training.batch_size
-            diverged, alarms = self.watchdog.judge(self.metrics, progress, [row[1] for row in rows], steps)
+            diverged, alarms = self.watchdog.judge(self.metrics, progress, busy, steps)
             self.recorder.report(self.metrics, alarms)
             for alarm in alarms:
                 self.hooks.on_event(f"alarm {alarm}")

@@ -61,7 +61,8 @@ class Context:
 class Meter:
     """Averages since the last report, and the time they took.
 
-    ``seconds`` holds the time of each part of a step; on a GPU, where work is queued, only their sum is meaningful.
+    ``seconds`` holds the time of each part of a step. A GPU's work is queued in the forward pass and waited for in the backward
+    pass, so there only the sum of both is meaningful.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -85,6 +86,11 @@ class Meter:
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - since
         return now
+
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Count some of the time of one part as another's."""
+        self.seconds[source] -= seconds
+        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
 
 
 def run_seed(seed: int, rollbacks: int) -> int:
@@ -183,6 +189,11 @@ class Trainer:
                 meter.add(f"{phase.name}.{name}", values)
             num_not_finite += ~torch.isfinite(losses["loss"].detach())
             began = meter.spent("backward", began)
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.synchronize(self.device)  # the votes are waited for next anyway
+            began = meter.spent("backward", began)
+        meter.move(self.group.take_waited(), "backward" if on_gpu else "forward", "all_reduce")
         votes = torch.cat([num_not_finite.new_tensor([self.wish]), num_not_finite])
         self._flat_gradient, (wishes, self._num_not_finite) = self.group.sum_gradients(self._parameters(phase), votes)
         self.stop_wished = wishes > 0

@@ -50,7 +50,8 @@ class WatchdogSpec(Spec):
         0.3, description="alarm when images/s fall below this share of their usual value"
     )
     max_rank_lag: Annotated[float, Field(gt=1)] = Field(
-        2.0, description="alarm when a rank computes so many times as long per step as the median rank"
+        2.0,
+        description="alarm when a rank computes, or waits for data, so many times as long per step as the median rank",
     )
     max_rollbacks: Annotated[int, Field(ge=0)] = Field(
         2, description="times to go back to the last good checkpoint with another seed before the run stops"
@@ -122,14 +123,14 @@ class Watchdog:
             self._skipped = int(state["skipped"])
 
     def judge(
-        self, metrics: Mapping[str, Any], progress: float, compute_seconds: Sequence[float], steps: int
+        self, metrics: Mapping[str, Any], progress: float, busy_seconds: Sequence[float], steps: int
     ) -> tuple[bool, list[Alarm]]:
         """Look at a report.
 
         Args:
             metrics: the report, with ``images_seen``, ``nonfinite_steps``, ``skipped_steps``, ``images_per_second``.
             progress: share of the run that is done.
-            compute_seconds: by rank, time spent computing since the last report (not waiting for others or for data).
+            busy_seconds: by rank, time spent computing and waiting for data since the last report, not waiting for others.
             steps: training steps since the last report.
 
         Returns:
@@ -139,7 +140,7 @@ class Watchdog:
         found: list[Alarm] = []
         diverged = self._judge_steps(metrics, steps, lambda kind, text: found.append(Alarm(here, kind, text)))
         diverged |= self._judge_values(metrics, progress, lambda kind, text: found.append(Alarm(here, kind, text)))
-        self._judge_speed(metrics, compute_seconds, lambda kind, text: found.append(Alarm(here, kind, text)))
+        self._judge_speed(metrics, busy_seconds, lambda kind, text: found.append(Alarm(here, kind, text)))
         self.alarms += found
         return diverged, found
 
@@ -195,7 +196,7 @@ class Watchdog:
                 alarm(name, f"{name} is {value:.4g}, more than {growth:g} times its usual size {usual:.4g}")
         return diverged
 
-    def _judge_speed(self, metrics: Mapping[str, Any], compute_seconds: Sequence[float], alarm: _Raise) -> None:
+    def _judge_speed(self, metrics: Mapping[str, Any], busy_seconds: Sequence[float], alarm: _Raise) -> None:
         patience = self._spec.patience
         speed = float(metrics["images_per_second"])
         usual = _usual(self._speeds, "images_per_second", speed)
@@ -205,14 +206,14 @@ class Watchdog:
                 "images_per_second",
                 f"{speed:.0f} images/s, usual are {usual:.0f}; look at data_wait_share, and at what else runs there",
             )
-        middle = median_low(compute_seconds)  # of two ranks, the faster one
-        slowest = max(range(len(compute_seconds)), key=lambda rank: compute_seconds[rank])
-        lags = compute_seconds[slowest] > self._spec.max_rank_lag * middle
+        middle = median_low(busy_seconds)  # of two ranks, the faster one
+        slowest = max(range(len(busy_seconds)), key=lambda rank: busy_seconds[rank])
+        lags = busy_seconds[slowest] > self._spec.max_rank_lag * middle
         if _counts(self._slow, "rank_lag", outside=lags, patience=patience):
             alarm(
                 "rank_lag",
-                f"rank {slowest} computes {compute_seconds[slowest] / middle:.1f} times as long per step as the median rank, "
-                "and all others wait for it; look at the load of its node",
+                f"rank {slowest} takes {busy_seconds[slowest] / middle:.1f} times as long per step as the median rank, and all "
+                "others wait for it; look at the load of its node, or at worst_data_wait_share if it waits for data",
             )
 
 

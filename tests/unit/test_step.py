@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from genworker import families
-from genworker.families.base import Losses, Phase
 from genworker.training.loader import Loader
 from genworker.training.step import Meter, Trainer
 from tests.fakes import models
+from tests.fakes.losses import wrap_losses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from genworker.families.base import Losses
     from genworker.training.step import Context
 
 CPU = torch.device("cpu")
-
-
-def change_losses(monkeypatch: pytest.MonkeyPatch, family: str, change: Callable[[Losses, Context], Losses]) -> None:
-    """Let ``change`` have its way with the losses of every phase of a family."""
-    made = families.get(family).phases
-
-    def changed(self: Any) -> tuple[Phase, ...]:
-        return tuple(
-            Phase(**{**vars(phase), "loss": lambda *args, loss=phase.loss: change(loss(*args), args[-1])})
-            for phase in made(self)
-        )
-
-    monkeypatch.setattr(families.get(family), "phases", changed)
 
 
 @pytest.mark.parametrize("name", sorted(families.FAMILIES))
@@ -42,9 +30,12 @@ def test_a_loss_that_is_not_finite_moves_nothing_though_its_gradient_is(
     monkeypatch: pytest.MonkeyPatch, name: str, micro_batch_size: int | None, wrong: float
 ) -> None:
     """An infinite constant in the loss of one part of a batch leaves the gradient finite; the steps are skipped and counted."""
-    change_losses(
-        monkeypatch, name, lambda losses, ctx: losses | {"loss": losses["loss"] + (0.0 if ctx.first_draw else wrong)}
-    )
+
+    def around(compute: Callable[[], Losses], ctx: Context) -> Losses:
+        losses = compute()
+        return losses if ctx.first_draw else losses | {"loss": losses["loss"] + wrong}
+
+    wrap_losses(monkeypatch, name, around)
     trainer = Trainer(models.train_spec(name, micro_batch_size=micro_batch_size), models.shipped_source(), 0, 1, CPU)
     before = {key: value.clone() for key, value in trainer.networks.state_dict().items()}
     with Loader(models.shipped_source(), batch_size=micro_batch_size or 8, seed=0, prefetch=0) as loader:

@@ -145,7 +145,7 @@ def test_skipped_steps_raise_an_alarm() -> None:
 
 
 def test_a_collapse_of_speed_and_a_lagging_rank_are_named() -> None:
-    """Slow reports raise an alarm with usual and present speed; a rank that computes longest is named; neither taints."""
+    """Slow reports raise an alarm with usual and present speed; a rank that takes longest is named; neither taints."""
     run = Run(patience=2)
     for _ in range(5):
         run.report(speed=1000, seconds=(1.0, 1.1, 0.9))
@@ -154,7 +154,7 @@ def test_a_collapse_of_speed_and_a_lagging_rank_are_named() -> None:
     assert not diverged
     assert [alarm.kind for alarm in alarms] == ["images_per_second", "rank_lag"]
     assert "200 images/s, usual are 1000" in alarms[0].text
-    assert "rank 1 computes 5.0 times" in alarms[1].text
+    assert "rank 1 takes 5.0 times" in alarms[1].text
     assert run.watchdog.good()
 
 
