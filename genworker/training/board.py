@@ -21,6 +21,7 @@ class Standing:
     error: tuple[type[GenworkerError], str] | None = None
     last_checkpoint: str | None = None
     starts: int = 0
+    num_workers: int = 0
 
 
 class Board:
@@ -34,6 +35,7 @@ class Board:
         """Rank 0 starts, or starts again after a loss; returns whether it should not, because the run has failed."""
         standing = self._standing
         standing.starts += 1
+        standing.num_workers = world_size
         if standing.starts > 1 and standing.error is None:
             workers = "1 worker goes" if world_size == 1 else f"{world_size} workers go"
             standing.events.append(f"{workers} on from image {images_seen}, start {standing.starts}")
@@ -46,6 +48,10 @@ class Board:
     def request_stop(self) -> None:
         """Make `stop_requested` True from now on."""
         self._stop = True
+
+    def go_on(self) -> None:
+        """Take the wish to stop back: the workers that it was meant for have ended."""
+        self._stop = False
 
     def stop_requested(self) -> bool:
         """Whether the driver wishes the run to save and end."""

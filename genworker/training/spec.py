@@ -86,7 +86,7 @@ class ResourceSpec(Spec):
         default_factory=dict, description="Ray labels that the nodes of workers must have; default: any node"
     )
     wait_seconds: Annotated[float, Field(ge=0)] = Field(
-        300.0, description="how long to wait for a cluster that lacks the room, for an autoscaler to make it"
+        300.0, description="how long to wait for a cluster that lacks the room, from the start or after a loss"
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="times that lost workers or nodes are replaced, each from the newest checkpoint"

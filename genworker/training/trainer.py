@@ -7,34 +7,28 @@ by as many as the cluster has (`resources.workers: [min, max]`), and go on from 
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from genworker import cluster
-from genworker.errors import GenworkerError, SourceError, StoreError, TrainingError
+from genworker.errors import ClusterError, GenworkerError, SourceError, StoreError, TrainingError
 from genworker.sources import open_source
 from genworker.stores import Store, open_store
 from genworker.training import checkpoint, preflight, record
 from genworker.training.board import Board, Standing
 from genworker.training.callbacks.group import CallbackGroup
 from genworker.training.evaluator import Evaluator
+from genworker.training.fit import fit
 from genworker.training.hooks import TrainResult
 from genworker.training.record import Metrics
-from genworker.training.spec import TrainSpec
+from genworker.training.room import Room
+from genworker.training.spec import ResourceSpec, TrainSpec
 
 _POLL_SECONDS = 0.5
 _STOP_GRACE_SECONDS = 30.0
-# How long Ray Train waits for the places of a group before it counts the nodes again. Just after a node was lost it is still
-# counted, and with Ray Train's minute a smaller group would start a minute late.
-_PLACE_SECONDS = 5
-_PLACE_SECONDS_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 def train(
@@ -46,31 +40,29 @@ def train(
     """Train ``spec`` into ``url`` on a Ray cluster, from the newest checkpoint if there is one.
 
     KeyboardInterrupt makes the workers save a checkpoint and end, and is then raised again. Nodes that Ray says will go away
-    make them save too; the run goes on with what is left.
+    make them save too, and so do nodes that stay for a minute and have room for more workers; the run goes on with what
+    there is.
 
     Raises:
         UsageError: the networks that the spec asks for cannot be built for its data.
-        ClusterError: the cluster has fewer resources than the spec asks for.
+        ClusterError: the cluster has fewer resources than the spec asks for, from the start or after a loss.
         SourceError, CheckpointError, TrainingError, StoreError: as the loop raises them.
     """
     preflight.check(spec, open_source(spec.data))  # what is wrong should cost no cluster start, and leave the URL free
     store = open_store(url)
     record.claim(spec, store)
-    resources = spec.resources
     with cluster.connect() as can_grow:
-        needs = cluster.actor_options(
-            num_cpus=resources.cpus_per_worker, num_gpus=int(resources.use_gpu), node_labels=resources.node_labels
-        )
-        wait_seconds = resources.wait_seconds if can_grow else 0.0
-        cluster.await_workers(resources.fewest_workers, needs, wait_seconds=wait_seconds, on_event=on_event)
+        room = _room(spec.resources, spec.resources.wait_seconds if can_grow else 0.0, on_event)
         board = cluster.beside_driver(Board).remote()
         evaluator = Evaluator(spec, store.url, on_event)
-        follower = _Follower(board, evaluator, on_progress, on_event)
+        follower = _Follower(board, evaluator, room, on_progress, on_event)
         while True:
+            room.await_fewest()
             outcome = _run(spec, store.url, board, follower)
             standing: Standing = ray.get(board.read.remote())
-            if standing.error is not None or not (outcome.get("value") or {}).get("preempted"):
+            if standing.error is not None or not _goes_on(outcome, resized=follower.resized):
                 break
+            ray.get(board.go_on.remote())
         if standing.error is None and "value" in outcome:
             finished = outcome["value"]["result"]["finished"]
             _tell(spec, store, evaluator.finish(standing.last_checkpoint if finished else None), on_event)
@@ -79,6 +71,23 @@ def train(
     if "error" in outcome:
         raise TrainingError(_explain(outcome["error"], standing.last_checkpoint)) from outcome["error"]
     return TrainResult(**outcome["value"]["result"])
+
+
+def _room(resources: ResourceSpec, wait_seconds: float, on_event: Callable[[str], None]) -> Room:
+    needs = cluster.actor_options(
+        num_cpus=resources.cpus_per_worker, num_gpus=int(resources.use_gpu), node_labels=resources.node_labels
+    )
+    return Room(
+        resources,
+        lambda: cluster.room(needs),
+        lambda: cluster.await_workers(resources.fewest_workers, needs, wait_seconds=wait_seconds, on_event=on_event),
+    )
+
+
+def _goes_on(outcome: dict[str, Any], *, resized: bool) -> bool:
+    """Whether the workers ended only to be started again: their nodes will go away, or there is room for more of them."""
+    value = outcome.get("value")
+    return value is not None and (value["preempted"] or (resized and not value["result"]["finished"]))
 
 
 def _tell(spec: TrainSpec, store: Store, measured: list[str], on_event: Callable[[str], None]) -> None:
@@ -94,18 +103,29 @@ def _tell(spec: TrainSpec, store: Store, measured: list[str], on_event: Callable
 
 
 class _Follower:
-    """Shows what the board says, each thing once."""
+    """Shows what the board says, each thing once, and minds the room.
+
+    Attributes:
+        resized: whether the workers that were followed last were asked to end, because there is room for more.
+    """
 
     def __init__(
-        self, board: Any, evaluator: Evaluator, on_progress: Callable[[Metrics], None], on_event: Callable[[str], None]
+        self,
+        board: Any,
+        evaluator: Evaluator,
+        room: Room,
+        on_progress: Callable[[Metrics], None],
+        on_event: Callable[[str], None],
     ) -> None:
-        self._board, self._evaluator, self._on_progress, self._on_event = board, evaluator, on_progress, on_event
+        self.resized = False
+        self._board, self._evaluator, self._room = board, evaluator, room
+        self._on_progress, self._on_event = on_progress, on_event
         self._shown: Metrics = {}
         self._num_told = 0
 
     def follow(self, ended: threading.Event) -> None:
-        """Show news until ``ended`` is set."""
-        running = True
+        """Show news until ``ended`` is set. Raises ClusterError where lost nodes are not replaced."""
+        self.resized, running = False, True
         while running:
             running = not ended.is_set()  # read once more after the end
             standing: Standing = ray.get(self._board.read.remote())
@@ -116,7 +136,16 @@ class _Follower:
                 self._shown = standing.metrics
                 self._on_progress(standing.metrics)
             self._evaluator.offer(standing.last_checkpoint)
+            if running:
+                self._mind_the_room(standing.num_workers)
             ended.wait(_POLL_SECONDS)
+
+    def _mind_the_room(self, num_workers: int) -> None:
+        more = self._room.look(num_workers)
+        if more and not self.resized:
+            self.resized = True
+            self._on_event(f"there is room for {more} workers instead of {num_workers}: saving, and going on with more")
+            ray.get(self._board.request_stop.remote())
 
 
 def _run(spec: TrainSpec, url: str, board: Any, follower: _Follower) -> dict[str, Any]:
@@ -125,53 +154,24 @@ def _run(spec: TrainSpec, url: str, board: Any, follower: _Follower) -> dict[str
     # An event, not Thread.join: a signal that interrupts a join makes Python 3.11 take the thread for ended.
     ended = threading.Event()
 
-    def fit() -> None:
-        _fit(spec, url, board, outcome)
+    def work() -> None:
+        try:
+            outcome["value"] = fit(spec, url, board)
+        except Exception as err:
+            outcome["error"] = err
         ended.set()
 
-    threading.Thread(target=fit, daemon=True).start()
+    threading.Thread(target=work, daemon=True).start()
     try:
         follower.follow(ended)
     except KeyboardInterrupt:
         ray.get(board.request_stop.remote())
         ended.wait(_STOP_GRACE_SECONDS)
         raise
+    except ClusterError:
+        ray.get(board.request_stop.remote())  # should the nodes come back after all
+        raise
     return outcome
-
-
-def _fit(spec: TrainSpec, url: str, board: Any, outcome: dict[str, Any]) -> None:
-    # The URL is absolute here: workers have working directories of their own.
-    import ray.train
-    import ray.train.torch
-
-    from genworker.training.network import TorchConfig
-    from genworker.training.worker import work
-
-    resources = spec.resources
-    if isinstance(resources.workers, tuple):
-        os.environ.setdefault(_PLACE_SECONDS_VARIABLE, str(_PLACE_SECONDS))
-    trainer = ray.train.torch.TorchTrainer(
-        work,
-        train_loop_config={"spec": spec.model_dump(mode="json"), "url": url, "board": board},
-        torch_config=TorchConfig(timeout_s=max(1, round(resources.collective_timeout_seconds))),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
-            label_selector=dict(resources.node_labels) or None,
-        ),
-        # Ray Train wants a place of its own; it holds nothing that a resume needs.
-        run_config=ray.train.RunConfig(
-            name=f"genworker-{uuid.uuid4().hex[:8]}",
-            storage_path=str(Path(tempfile.gettempdir()) / "genworker-ray-train"),
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
-            worker_runtime_env={"env_vars": cluster.ALLOCATOR_ENV},
-        ),
-    )
-    try:
-        outcome["value"] = trainer.fit().return_value
-    except Exception as err:
-        outcome["error"] = err
 
 
 def _with_last_checkpoint(kind: type[GenworkerError], message: str, last: str | None) -> GenworkerError:

@@ -57,6 +57,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
                 "recorder",
                 "hooks",
                 "packing",
+                "preflight",
+                "room",
                 "board",
             )
         ),
@@ -99,6 +101,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     5: (
         "training.trainer",
+        "training.fit",
         "training.worker",
         "training.network",
         "training.evaluator",

@@ -1,0 +1,65 @@
+"""What the cluster has room for, beside what a run of training workers needs and has.
+
+In: the resources of a spec, how many workers the cluster could hold, how many there are. Out: a wait, with messages and an
+end, when the fewest have no room, and the word that there is room for more. It knows no Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from genworker.training.spec import ResourceSpec
+
+_SECONDS_BETWEEN_LOOKS = 5.0
+# Ray Train replaces a worker whose node came back at once; only a loss that stays is worth a message.
+_LOST_SECONDS = 15.0
+# Nodes join one after another, and each restart takes the workers half a minute.
+_GAINED_SECONDS = 60.0
+
+
+class Room:
+    """Watches the nodes of the cluster for one run.
+
+    Ray Train by itself waits for lost nodes forever and silently, and meets nodes that join by ending all workers where they
+    are, which throws away what they did since the last checkpoint.
+    """
+
+    def __init__(self, resources: ResourceSpec, count: Callable[[], int], await_fewest: Callable[[], None]) -> None:
+        """Watch nothing yet.
+
+        Args:
+            resources: of the run.
+            count: how many workers the nodes could hold now, whoever uses them.
+            await_fewest: waits until that is enough, and raises ClusterError when it takes too long.
+        """
+        self.await_fewest = await_fewest
+        self._resources, self._count = resources, count
+        self._next_look = 0.0
+        self._fits, self._since, self._offered = -1, 0.0, False
+
+    def look(self, num_workers: int) -> int:
+        """Look whether the nodes are still enough, and whether they would do for more than ``num_workers``.
+
+        To be called often; it looks every few seconds. It blocks while there is too little room for any workers.
+
+        Returns:
+            The number of workers that there could be instead, told once for each change of the nodes; else 0.
+
+        Raises:
+            ClusterError: nodes were lost, and no others came in time.
+        """
+        now = time.monotonic()
+        if now < self._next_look:
+            return 0
+        self._next_look = now + _SECONDS_BETWEEN_LOOKS
+        fits = min(self._count(), self._resources.most_workers)
+        if fits != self._fits:
+            self._fits, self._since, self._offered = fits, now, False
+        if fits < self._resources.fewest_workers and now - self._since >= _LOST_SECONDS:
+            self.await_fewest()
+        # Others may use the room; that is found out by one attempt and not by many.
+        if self._offered or not 0 < num_workers < fits or now - self._since < _GAINED_SECONDS:
+            return 0
+        self._offered = True
+        return fits
