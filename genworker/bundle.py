@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import textwrap
 from typing import Annotated, Any, Literal
 
-import safetensors
-import safetensors.torch
 from pydantic import Field, ValidationError
 from torch import nn
 
 from genworker import families
 from genworker.config import Spec, digest_of
-from genworker.errors import BundleError, ObjectMissingError, UsageError
+from genworker.errors import BundleError, ObjectMissingError
 from genworker.families import AnyFamilyConfig
-from genworker.families.base import Family, FamilyConfig, Generator, Scorer
-from genworker.families.building import build_without_memory
+from genworker.families.base import FamilyConfig, Generator, Scorer
+from genworker.families.weights import from_bytes, to_bytes
 from genworker.schema import ImageSchema
 from genworker.stores.base import Store
 
@@ -109,8 +106,8 @@ class Bundle:
         scoring: nn.ModuleDict | None = None,
     ) -> Bundle:
         """Make a bundle of trained sub-networks, ``scoring`` those that score; equal weights give equal bytes."""
-        weights = _to_bytes(networks)
-        scorer = _to_bytes(scoring) if scoring else None
+        weights = to_bytes(networks)
+        scorer = to_bytes(scoring) if scoring else None
         info = BundleInfo(
             family=config,
             image_schema=schema,
@@ -130,7 +127,7 @@ class Bundle:
         """Build the sub-networks with their weights, in evaluation mode.
 
         Raises:
-            BundleError: the weights do not fit what the family builds from its config.
+            BundleError: the weights do not fit what the family builds from its config, or are not finite.
         """
         family = families.make(self.info.family, self.info.image_schema)
         name = self.info.family.name
@@ -139,7 +136,7 @@ class Bundle:
                 f"{self._origin}: {BUNDLE_KEY} beside it says networks {list(self.info.networks)}, a bundle of {name} "
                 f"has {list(family.served)}; it was damaged or made by another version of genworker"
             )
-        return _loaded(family, name, family.served, self._weights, self._origin)
+        return from_bytes(family, name, family.served, self._weights, self._origin)
 
     def generator(self) -> Generator:
         """The generating network, on the CPU, float32."""
@@ -150,7 +147,8 @@ class Bundle:
         """The family as a `Scorer`, and the sub-networks that it takes, in evaluation mode.
 
         Raises:
-            BundleError: the bundle holds none, it was loaded without, or the weights do not fit what the family builds.
+            BundleError: the bundle holds none, it was loaded without, or the weights do not fit what the family builds, or
+                are not finite.
         """
         family = families.make(self.info.family, self.info.image_schema)
         info = self.info.scorer
@@ -162,7 +160,13 @@ class Bundle:
                 f"{self.info.family.name} it is {list(family.scoring)}; it was damaged or made by another version of genworker"
             )
         origin = self._origin.removesuffix(WEIGHTS_KEY) + SCORER_KEY
-        return family, _loaded(family, self.info.family.name, family.scoring, self._scorer, origin)
+        return family, from_bytes(family, self.info.family.name, family.scoring, self._scorer, origin)
+
+    def check(self) -> None:
+        """Build whatever is loaded, once, so that weights which `networks` or `scorer` would refuse are refused here."""
+        self.networks()
+        if self.has_scorer:
+            self.scorer()
 
     def save(self, store: Store, prefix: str = "") -> None:
         """Write the bundle below ``prefix``: weights first, then the JSON that vouches for them. All are replaced.
@@ -174,32 +178,6 @@ class Bundle:
         if self._scorer is not None:
             store.put(prefix + SCORER_KEY, self._scorer, overwrite=True)
         store.put(prefix + BUNDLE_KEY, info.model_dump_json(indent=2).encode(), overwrite=True)
-
-
-def _to_bytes(networks: nn.ModuleDict) -> bytes:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in networks.state_dict().items()}
-    data: bytes = safetensors.torch.save(tensors)
-    return data
-
-
-def _loaded(family: Family, kind: str, names: tuple[str, ...], weights: bytes, origin: str) -> nn.ModuleDict:
-    try:
-        # A forged config asks for no memory: what is allocated is what the weights hold.
-        built = build_without_memory(family)
-        modules = nn.ModuleDict({name: built[name] for name in names})
-        tensors = {name: tensor.clone() for name, tensor in safetensors.torch.load(weights).items()}
-        for name, tensor in modules.state_dict().items():
-            if name in tensors and tensors[name].dtype != tensor.dtype:
-                raise BundleError(f"{origin}: {name} is {tensors[name].dtype}, expected {tensor.dtype}")
-        modules.load_state_dict(tensors, assign=True)
-    except (RuntimeError, KeyError, ValueError, OverflowError, UsageError, safetensors.SafetensorError) as err:
-        raise BundleError(
-            f"{origin}: does not fit a {kind} of the config beside it; it was damaged or made by another version of "
-            f"genworker: {textwrap.shorten(str(err), 500)}"
-        ) from err
-    missing = [name for name, tensor in modules.named_buffers() if tensor.is_meta]
-    assert not missing, f"buffers {missing} are no part of the state_dict"
-    return modules.requires_grad_(False).eval()
 
 
 def load_info(store: Store, prefix: str = "") -> BundleInfo:

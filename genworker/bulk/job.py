@@ -73,6 +73,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
         check_same(spec, bundle.info, plan)
         if (manifest := commit.published(store)) is not None:
             return _nothing_to_do(spec, manifest)
+    bundle.check()
     # All but the numerics, which only an actor's machine knows: everything is checked before an actor starts.
     draft = plan or make_plan(spec, bundle.info, numerics_for(spec, schema, torch.device("cpu")))
     with cluster.connect() as can_grow:

@@ -194,18 +194,22 @@ def numerics_for(spec: GenerateSpec, schema: ImageSchema, device: torch.device) 
 
 
 def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_actors: int) -> Calibration:
-    """The numerics for a new plan of this request, measured on ``device`` where that can pay for itself."""
+    """The numerics for a new plan of this request, measured on ``device`` where that can pay for itself.
+
+    Raises:
+        BundleError: the generator's images are not finite there.
+    """
     schema = sample_schema(bundle.info)
     start = numerics_for(spec, schema, device)
     unmeasured = Calibration(numerics=start, seconds=0.0, trials=())
-    if not spec.calibrate:
-        return unmeasured
 
     def speed(numerics: Numerics, **how_long: float) -> float:
         plan = make_plan(spec, bundle.info, numerics)
         return useful_share(plan) * samples_per_second(Engine(bundle, plan, device), numerics, **how_long)
 
-    if spec.num_samples / num_actors < speed(start, seconds=0.0) * WORTHWHILE_SECONDS:
+    # Measured also where nothing is to be compared: the generator proves itself before there is a plan.
+    rate = speed(start, seconds=0.0)
+    if not spec.calibrate or spec.num_samples / num_actors < rate * WORTHWHILE_SECONDS:
         return unmeasured
     generator = bundle.generator()
     assert isinstance(generator, nn.Module)

@@ -2,7 +2,7 @@
 
 In: latents and labels of a micro-batch. Out: a promise of its pixels, uint8 [N, H, W, C]. On a CPU it is kept at once. On a
 GPU pixels are made uint8 where they are, and travel through pinned memory on a stream of their own while the next
-micro-batches are computed.
+micro-batches are computed. Eight bits know no NaN, so the first images are looked at before they become pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from genworker.bulk.plan import Numerics
 from genworker.bulk.stages import StageSeconds
+from genworker.errors import BundleError
 from genworker.families.base import Generator
 from genworker.sampling.pixels import to_uint8
 from genworker.sampling.subpixel import with_subpixel_layers
@@ -36,7 +37,11 @@ class Evaluator(Protocol):
     ahead: int
 
     def start(self, z: npt.NDArray[np.float32], labels: Int64Array | None, stages: StageSeconds) -> Finish:
-        """Begin with latents [N, latent_dim] and labels [N]; what is returned gives the pixels, and is called once."""
+        """Begin with latents [N, latent_dim] and labels [N]; what is returned gives the pixels, and is called once.
+
+        Raises:
+            BundleError: the first images that it makes are not finite.
+        """
         ...
 
 
@@ -66,6 +71,26 @@ def dtype_of(numerics: Numerics) -> torch.dtype:
     return torch.bfloat16 if numerics.dtype == "bfloat16" else torch.float32
 
 
+class _FirstImages:
+    """Looks at the first images that a generator makes; at the later ones it does not, because that would cost speed."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self.seen = False
+
+    def check(self, images: Tensor) -> None:
+        """Raise BundleError unless all are finite, the first time it is called."""
+        if self.seen:
+            return
+        bad = len(images) - int(torch.isfinite(images).flatten(1).all(1).sum())
+        if bad:
+            raise BundleError(
+                f"{bad} of the first {len(images)} images that the bundle's generator makes in {self._dtype} are not finite; "
+                "take the bundle below best/ of its run, or train again"
+            )
+        self.seen = True
+
+
 class _CpuEvaluator:
     """Computes in the caller's thread, with as many threads as torch was given."""
 
@@ -74,6 +99,7 @@ class _CpuEvaluator:
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self._module = module
         self._dtype = dtype
+        self._first = _FirstImages(dtype)
 
     @torch.inference_mode()
     def start(self, z: npt.NDArray[np.float32], labels: Int64Array | None, stages: StageSeconds) -> Finish:
@@ -81,6 +107,7 @@ class _CpuEvaluator:
             images = self._module(
                 torch.from_numpy(z).to(self._dtype), None if labels is None else torch.from_numpy(labels)
             )
+            self._first.check(images)
         with stages.timed("quantise"):
             pixels = to_uint8(images).numpy()
         return lambda: pixels
@@ -110,6 +137,7 @@ class _CudaEvaluator:
         self._module = module
         self._device = device
         self._dtype = dtype
+        self._first = _FirstImages(dtype)
         self._compute = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._copy = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -143,7 +171,11 @@ class _CudaEvaluator:
 
     def _pixels(self, latents: Tensor, classes: Tensor | None) -> Tensor:
         if self._graph is None:
-            return to_uint8(self._module(latents, classes))
+            images = self._module(latents, classes)
+            self._first.check(images)
+            return to_uint8(images)
+        if not self._first.seen:  # a graph gives pixels alone; these images are made beside it
+            self._first.check(self._module(latents, classes))
         self._latents.copy_(latents)
         if self._classes is not None and classes is not None:
             self._classes.copy_(classes)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from genworker import bundle as bundles
 from genworker import families
-from genworker.bundle import BUNDLE_KEY, WEIGHTS_KEY, Bundle, Lineage
+from genworker.bundle import BUNDLE_KEY, SCORER_KEY, WEIGHTS_KEY, Bundle, Lineage
 from genworker.config import canonical_json
 from genworker.errors import BundleError
 from genworker.schema import ImageSchema
@@ -242,6 +242,32 @@ def test_weights_of_another_network_are_refused(store: Store, damage: str) -> No
     reweigh(store, safetensors.torch.save(tensors))
     with pytest.raises(BundleError, match=f"b/{WEIGHTS_KEY}: does not fit a r3gan of the config"):
         bundles.load(store, "b/").generator()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(store: Store, value: float) -> None:
+    """One weight that is no number makes black images; the tensor is named, and how many values of it are bad."""
+    tensors = tensors_of(store)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[-1] = value
+    reweigh(store, safetensors.torch.save(tensors))
+    loaded = bundles.load(store, "b/")
+    message = f"b/{WEIGHTS_KEY}: 1 of the {tensors[name].numel()} values of {name} are NaN or infinite; take the bundle"
+    for use in (loaded.check, loaded.generator):
+        with pytest.raises(BundleError, match=message):
+            use()
+
+
+def test_a_scorer_that_is_not_finite_is_refused() -> None:
+    """The discriminator is held to the same, where it is loaded."""
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    packed = models.bundle_of()
+    judges = packed.scorer()[1]
+    next(judges.parameters()).fill_(float("nan"))
+    Bundle.pack(packed.info.family, packed.info.image_schema, packed.networks(), Lineage(), judges).save(store)
+    bundles.load(store).check()
+    with pytest.raises(BundleError, match=rf"{SCORER_KEY}: .* values of discriminator\..* are NaN or infinite"):
+        bundles.load(store, with_scorer=True).check()
 
 
 @pytest.mark.parametrize("networks", [[], ["discriminator"], ["generator", "discriminator"], ["generator", "critic"]])

@@ -23,7 +23,7 @@ from genworker.bulk import commit, ledger
 from genworker.bulk.plan import MANIFEST_KEY, SUCCESS_KEY
 from genworker.bulk.request import GenerateSpec, make_plan, numerics_for
 from genworker.bulk.shard import ShardMaker
-from genworker.bundle import BUNDLE_KEY, WEIGHTS_KEY
+from genworker.bundle import BUNDLE_KEY, WEIGHTS_KEY, Bundle, Lineage
 from genworker.cli import _Commands, cli
 from genworker.errors import GenworkerError, UsageError
 from genworker.reading import open_dataset
@@ -188,6 +188,19 @@ def test_generate_dry_run_prints_the_plan_and_writes_nothing(places: Places) -> 
     assert json.loads(again.out)["plan_id"] == open_dataset(places.dataset).manifest.plan_id
     # Four shards, and so four micro-batches where one would do.
     assert again.err.startswith("generate: samples_per_shard 12: shards end inside micro-batches of 128")
+    assert files_in(places.root) == before
+
+
+def test_a_bundle_that_diverged_is_refused_before_anything_is_written(places: Places) -> None:
+    """Weights that are not finite end a new job at once: no cluster is started, and the URL stays free."""
+    bundle = models.bundle_of()
+    networks = bundle.networks()
+    next(networks.parameters()).fill_(float("nan"))
+    Bundle.pack(bundle.info.family, bundle.info.image_schema, networks, Lineage()).save(open_store("diverged"))
+    before = files_in(places.root)
+    outcome = run("generate", "diverged", "--out", "new", "--num-samples", 40, "--no-calibrate")
+    assert outcome.code == 1
+    assert "are NaN or infinite" in outcome.err
     assert files_in(places.root) == before
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from genworker import families
 from genworker.bulk.plan import Plan
+from genworker.bulk.request import GenerateSpec, calibrated
+from genworker.bundle import Bundle, Lineage
 from genworker.device import device_class, has_fast_bfloat16
 from genworker.errors import BundleError, DeterminismError
 from genworker.sampling.engine import Engine
@@ -26,8 +28,6 @@ from tests.fakes import models
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from genworker.bundle import Bundle
 
 FAMILIES = sorted(families.FAMILIES)
 CPU = torch.device("cpu")
@@ -254,6 +254,33 @@ def test_quantising_undoes_the_loader(dtype: torch.dtype, layout: torch.memory_f
     if dtype == torch.float32:
         np.testing.assert_array_equal(back, pixels)
     assert np.abs(back.astype(int) - pixels.astype(int)).max() <= 1
+
+
+def overflowing() -> Bundle:
+    """A bundle of finite weights, so large that images are not."""
+    bundle = models.bundle_of()
+    networks = bundle.networks()
+    for parameter in networks.parameters():
+        parameter.mul_(1e30)
+    return Bundle.pack(bundle.info.family, bundle.info.image_schema, networks, Lineage())
+
+
+def test_images_that_are_not_finite_are_refused() -> None:
+    """They would be black, or white, without a word; nothing is yielded of them."""
+    bundle = overflowing()
+    batches = Engine(bundle, plan_for(bundle), CPU).batches(0, 4)
+    with pytest.raises(
+        BundleError, match=r"8 of the first 8 images .* in torch\.float32 are not finite; take the bundle"
+    ):
+        next(batches)
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_images_that_are_not_finite_make_no_plan(calibrate: bool) -> None:
+    """A new job is told before its plan is stored, also where no speeds are compared."""
+    spec = GenerateSpec(bundle="-", out="-", num_samples=100, precision="float32", micro_batch=4, calibrate=calibrate)
+    with pytest.raises(BundleError, match="are not finite"):
+        calibrated(spec, overflowing(), CPU, 1)
 
 
 def test_another_bundle_is_refused() -> None:
