@@ -15,11 +15,13 @@ def pick_device(*, use_gpu: bool) -> torch.device:
 
 
 def device_class(device: torch.device) -> str:
-    """The kind of processor as far as it decides bits: ``cuda/NVIDIA H100 80GB HBM3``, ``cpu/AVX512``, ..."""
+    """The kind of processor as far as it decides bits: ``cuda/NVIDIA H100 80GB HBM3``, ``cpu/AVX512+BF16``, ..."""
     if device.type == "cuda":
         return f"cuda/{torch.cuda.get_device_name(device)}"
     bf16 = "+BF16" if has_fast_bfloat16(device) else ""
-    return f"cpu/{torch.backends.cpu.get_cpu_capability()}{bf16}"
+    # oneDNN computes bfloat16 by other kernels where there are tiles, which round and add otherwise.
+    amx = "+AMX" if torch.cpu._is_amx_tile_supported() else ""
+    return f"cpu/{torch.backends.cpu.get_cpu_capability()}{bf16}{amx}"
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -314,6 +314,21 @@ def test_another_kind_of_machine_is_refused(field: str, value: object, message: 
     assert "write to another URL" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "expected"),
+    [(False, False, "cpu/AVX512"), (True, False, "cpu/AVX512+BF16"), (True, True, "cpu/AVX512+BF16+AMX")],
+)
+def test_units_that_compute_other_bits_are_other_kinds_of_machine(
+    monkeypatch: pytest.MonkeyPatch, avx512_bf16: bool, amx: bool, expected: str
+) -> None:
+    """Bfloat16 in vectors and in tiles goes through other kernels, so no dataset is made by both."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert device_class(CPU) == expected
+    assert has_fast_bfloat16(CPU) == (avx512_bf16 or amx)
+
+
 @pytest.mark.parametrize("force", [True, False])
 def test_numerics_of_this_machine_are_taken_here(force: bool) -> None:
     """What this machine would choose for a new plan it can also carry out; float32 can be asked for."""
