@@ -40,7 +40,7 @@ class ShardPool:
         start_actor: starts one actor with a remote method ``make(task, attempt) -> Receipt``.
         capacity: how many there may be; the cluster is asked again every ``poll_seconds``.
         depth: tasks given to an actor at a time; it carries out as many at once as it has threads for.
-        max_attempts: how often one task may fail.
+        max_attempts: how often one task may fail, and how many actors a question may end.
         on_event: told in one line of every failed attempt, every lost actor and every shortage.
         on_tick: called twice a second at least, also while nothing happens.
         tally: counts attempts, actors and what they did.
@@ -64,6 +64,7 @@ class ShardPool:
         poll_seconds: float = 5.0,
     ) -> None:
         self._start_actor, self._capacity, self._depth = start_actor, capacity, depth
+        self._max_attempts = max_attempts
         self._on_event, self._on_tick, self._tally = on_event, on_tick, tally or Tally()
         self._attempts = Attempts(max_attempts, on_event, self._tally, stragglers or Stragglers())
         self._patience = Patience(capacity, on_event)
@@ -72,7 +73,7 @@ class ShardPool:
         self._looked_at = time.monotonic()
         self._members = Members(depth)
         self._news: queue.SimpleQueue[tuple[Member, Attempt | None, Future[Any]] | None] = queue.SimpleQueue()
-        self._losses, self._last_reason = Losses(), ""
+        self._losses = Losses()
         self._stopping = False
         self._tasks_left: int | None = None
 
@@ -104,29 +105,48 @@ class ShardPool:
     def ask(self, method: str, *args: Any, num_tasks: int | None = None) -> Any:
         """Call a method of one actor and return its answer, for what only the actors' machines know.
 
-        All actors that ``num_tasks`` can use are started meanwhile, so that they are ready when `run` begins.
+        All actors that ``num_tasks`` can use are started meanwhile, so that they are ready when `run` begins. Where the actor
+        dies, another one is asked, ``max_attempts`` of them at most.
 
         Raises:
-            JobError: the actor died; ClusterError: there is no room for one; GenworkerError as it was raised there.
+            JobError: all that were asked died, or actors keep dying; ClusterError: there is no room for one; GenworkerError as
+                it was raised there.
         """
         self._tasks_left = num_tasks
-        while (member := self._members.any_ready()) is None:
-            self._scale()
-            for _ in self._receive():
-                raise AssertionError("a receipt without a task")
-            if self._losses.in_a_row:
-                raise JobError(f"the first actor died before it did anything: {self._last_reason}")
-        try:
-            return ray.get(getattr(member.actor, method).remote(*args))
-        except RayTaskError as err:
-            raise (err.cause if isinstance(err.cause, GenworkerError) else err) from err
-        except RayActorError as err:
-            raise JobError(f"the first actor died before it did anything: {_reason(err)}") from err
+        deaths = 0
+        while True:
+            while (member := self._members.any_ready()) is None:
+                self._wait_without_tasks()
+            try:
+                return self._answer(member, method, args)
+            except RayTaskError as err:
+                raise (err.cause if isinstance(err.cause, GenworkerError) else err) from err
+            except RayActorError as err:
+                deaths += 1
+                if deaths == self._max_attempts:
+                    raise JobError(
+                        f"{method}: {deaths} actors died over it, the last one: {_reason(err)}; nothing was made: mend the "
+                        "cause (memory is the usual one) and run the command again"
+                    ) from err
+                if not member.gone:
+                    self._lose(member, err)
 
     def close(self) -> None:
         """End all actors now; what they were making is made again by the next run."""
         for member in self._members:
             self._dismiss(member)
+
+    def _answer(self, member: Member, method: str, args: tuple[Any, ...]) -> Any:
+        answer = getattr(member.actor, method).remote(*args).future()
+        answer.add_done_callback(lambda _answer: self._news.put(None))
+        while not answer.done():
+            self._wait_without_tasks()
+        return answer.result()
+
+    def _wait_without_tasks(self) -> None:
+        self._scale()
+        for _ in self._receive():
+            raise AssertionError("a receipt without a task")
 
     # --- actors ------------------------------------------------------------------------------------------------------
 
@@ -159,7 +179,7 @@ class ShardPool:
         ray.kill(member.actor)
 
     def _lose(self, member: Member, err: RayActorError) -> None:
-        self._last_reason = reason = _reason(err)
+        reason = _reason(err)
         too_many = self._losses.note(len(self._members))
         self._dismiss(member)
         self._tally.count("actors_lost")

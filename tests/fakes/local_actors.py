@@ -42,7 +42,7 @@ class LocalActor:
     def _call(self, method: str, *args: Any) -> Any:
         call: Future[Any] = Future()
         try:
-            if method == "__ray_call__":
+            if method == "__ray_call__":  # what it runs needs a node, and only says where the actor is
                 found: Any = f"{self.node} pid {self.number}"
             else:
                 self.num_calls += 1

@@ -73,6 +73,41 @@ def test_a_node_takes_its_actors_along_and_the_job_goes_on(num_actors: int) -> N
     assert len(actors.started) == 2 * num_actors
 
 
+def test_a_question_outlives_the_actor_that_was_asked() -> None:
+    """An actor that dies before it is ready, or over the question, is replaced; whoever is left answers."""
+    events: list[str] = []
+
+    def answer(actor: LocalActor, method: str, *args: object) -> object:
+        if actor.number < 2:
+            actor.die()
+        return method, *args
+
+    actors = LocalActors(answer)
+    pool = ShardPool(actors.start, fixed(1), max_attempts=3, on_event=events.append)
+    assert pool.ask("calibrate", 7, num_tasks=5) == ("calibrate", 7)
+    assert sum("an actor died and is replaced" in event for event in events) == 2
+
+    stillborn = LocalActors(answer)
+
+    def start() -> LocalActor:
+        actor = stillborn.start()
+        if actor.number < 3:
+            actor.die()
+        return actor
+
+    assert ShardPool(start, fixed(1), max_attempts=3).ask("calibrate") == ("calibrate",)
+    assert len(stillborn.started) == 4
+
+
+def test_a_question_that_ends_every_actor_ends_the_job() -> None:
+    """After max_attempts actors the job ends with the question and the last reason."""
+    actors = LocalActors(lambda actor, *_: actor.die())
+    with pytest.raises(
+        JobError, match=r"^calibrate: 3 actors died over it, the last one: The actor .*; nothing was made"
+    ):
+        ShardPool(actors.start, fixed(4), max_attempts=3).ask("calibrate")
+
+
 @pytest.mark.parametrize(("num_actors", "num_deaths"), [(1, 4), (2, 5), (4, 9), (100, 201)])
 def test_a_crash_loop_ends_the_job(num_actors: int, num_deaths: int) -> None:
     """Actors that die whatever they make end the job once all of them were replaced twice."""
