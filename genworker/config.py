@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
+from itertools import chain
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
@@ -19,6 +21,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genworker.errors import UsageError
+
+_MAX_YAML_CHARACTERS = 2**16
+# Of values in messages: a message is read by people, and a spec may come from anybody.
+_MAX_PROBLEMS, _MAX_LINE = 20, 1000
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
 class Spec(BaseModel):
@@ -117,10 +125,7 @@ def load_spec(
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise UsageError(f"--set {override!r}: write it as key=value, for example --set training.batch_size=128")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as err:
-            raise UsageError(f"--set {override!r}: the value is not YAML: {err}") from err
+        value = _read_yaml(text, f"--set {_shown(override)}: the value")
         _assign(values, key.split("."), value, override)
     for key, value in flags.items():
         if value is not None:
@@ -131,14 +136,41 @@ def load_spec(
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file. Raises UsageError when it is not YAML, or not a mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as err:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_YAML_CHARACTERS + 1)
+    except (UnicodeDecodeError, OSError) as err:
         raise UsageError(f"spec {path}: cannot be read as YAML: {err}") from err
+    values = _read_yaml(text, f"spec {path}: the file")
     if not isinstance(values, dict):
         raise UsageError(
             f"spec {path}: holds a {type(values).__name__} at the top; a spec is a mapping of keys to values"
         )
     return values
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    """The value of YAML text. Raises UsageError, also for a value that its aliases (``*name``) blow up."""
+    too_long = UsageError(f"{where} is longer than {_MAX_YAML_CHARACTERS} characters, its aliases written out")
+    if len(text) > _MAX_YAML_CHARACTERS:
+        raise too_long
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is not None and _num_characters(node, {}) > _MAX_YAML_CHARACTERS:
+            raise too_long
+        return None if node is None else loader.construct_document(node)
+    # What does not fit its tag, such as a date in month 13 or a `!!int` of no digits, is answered with many types.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as err:
+        raise UsageError(f"{where} is not YAML: {err}") from err
+
+
+def _num_characters(node: yaml.Node, known: dict[int, int]) -> int:
+    """How long a value is once its aliases are written out; more than any limit for one that contains itself."""
+    if id(node) not in known:
+        known[id(node)] = _MAX_YAML_CHARACTERS + 1
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(1 if isinstance(part, str) else _num_characters(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, origin: str) -> None:
@@ -151,7 +183,7 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, origin: str) ->
 
 def _explain(err: ValidationError, cls: type[BaseModel], values: Mapping[str, Any], origin: str) -> str:
     lines = []
-    for problem in err.errors():
+    for problem in err.errors()[:_MAX_PROBLEMS]:
         loc, kind, seen = problem["loc"], problem["type"], problem["input"]
         key = _key_in(values, loc, also_last=kind in {"extra_forbidden", "missing"})
         rule = problem["msg"].removeprefix("Value error, ")
@@ -165,12 +197,24 @@ def _explain(err: ValidationError, cls: type[BaseModel], values: Mapping[str, An
         elif kind == "union_tag_not_found":
             lines.append(f"{origin}: key '{key}.name' is missing")
         elif kind == "union_tag_invalid":
-            lines.append(f"{origin}: key '{key}.name' is {seen['name']!r}; known: {problem['ctx']['expected_tags']}")
+            lines.append(
+                f"{origin}: key '{key}.name' is {_shown(seen['name'])}; known: {problem['ctx']['expected_tags']}"
+            )
         elif isinstance(seen, Mapping):  # a rule over several keys; its message shows their values
             lines.append(f"{origin}: key {key!r}: {rule}" if key else f"{origin}: {rule}")
         else:
-            lines.append(f"{origin}: key {key!r} is {seen!r}: {rule}")
-    return "\n".join(lines)
+            lines.append(f"{origin}: key {key!r} is {_shown(seen)}: {rule}")
+    if (more := err.error_count() - _MAX_PROBLEMS) > 0:
+        lines.append(f"{origin}: {more} more keys are wrong")
+    return "\n".join(line if len(line) <= _MAX_LINE else line[:_MAX_LINE] + "..." for line in lines)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, cut to what a person reads."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python refuses to write out a number of thousands of digits
+        return f"a {type(value).__name__} of very many digits"
 
 
 def _key_in(values: Any, loc: Sequence[int | str], *, also_last: bool) -> str:

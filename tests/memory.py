@@ -6,7 +6,6 @@ from before and gave again is not counted.
 
 from __future__ import annotations
 
-import gc
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ class Growth:
 def growth() -> Iterator[Growth]:
     """Measure the block, also one that ends with an error."""
     seen = Growth()
-    gc.collect()
     Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     before = _mib("VmRSS")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic import Field, ValidationError
 from genworker.config import Spec, canonical_json, digest_of, load_spec, preset_names, preset_path, union_by_name
 from genworker.errors import UsageError
 from genworker.training.spec import TrainSpec
+from tests.memory import growth
 
 SPECS = sorted((Path(__file__).parents[2] / "jobs" / "specs").glob("*.yaml"))
 
@@ -139,9 +141,9 @@ def test_every_wrong_key_has_a_line() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a: [1", "cannot be read as YAML"),
+        (b"a: [1", "is not YAML"),
         (b"\xff\xfe\x00", "cannot be read as YAML"),
-        (b"a: !!python/object/apply:os.system ['true']", "cannot be read as YAML"),
+        (b"a: !!python/object/apply:os.system ['true']", "is not YAML"),
         (b"", "holds a NoneType at the top"),
         (b"- 1\n- 2\n", "holds a list at the top"),
         (b"just text", "holds a str at the top"),
@@ -304,3 +306,47 @@ def test_more_workers_than_images_in_a_batch_are_refused() -> None:
     ) as caught:
         load_spec(TrainSpec, "fashion-tiny", ["training.batch_size=2"], {"resources.workers": 3})
     assert len(str(caught.value)) < 300
+
+
+NESTED_ALIASES = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + last] * 10)}]\n" for last, name in pairwise("abcdefgh")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NESTED_ALIASES + "size: *h", "is longer than 65536 characters, its aliases written out"),
+        ("title: &a [*a]", "is longer than 65536 characters"),
+        ("title: " + "x" * 70_000, "is longer than 65536 characters"),
+        (f"size: [{'1, ' * 2_000}]", r"key 'size' is \[1, 1, 1, 1, 1, 1, \.\.\.\]: Input should be"),
+        (f"size: {'x' * 50_000}", r"key 'size' is 'x+\.\.\.x+'"),
+        ("\n".join(f"k{n}: 1" for n in range(1000)), "980 more keys are wrong"),
+        (f"? {'k' * 50_000}\n: 1", r"unknown key 'k+\.\.\."),
+        ("[" * 600, "is not YAML"),
+        ("title: 2024-13-45", "is not YAML"),
+        ("title: !!int ''", "is not YAML"),
+        ("title: !!timestamp x", "is not YAML"),
+        ("title: !!bool x", "is not YAML"),
+        (f"title: 0x{'f' * 50_000}", "key 'title' is a int of very many digits"),
+        ("title: " + "9" * 5000, "is not YAML"),
+    ],
+)
+def test_a_hostile_file_takes_little_memory_and_a_short_message(text: str, message: str, tmp_path: Path) -> None:
+    """A few hundred characters that stand for millions are refused, as a file and as a value of --set."""
+    path = tmp_path / "drawing.yaml"
+    path.write_text(text, encoding="utf-8")
+    with growth() as grown, pytest.raises(UsageError, match=message) as caught:
+        load_spec(Drawing, str(path), [], {})
+    assert len(str(caught.value)) < 30_000
+    assert grown.mib < 60
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        load_spec(Drawing, str(path), [f"size={{{text}}}" if text.startswith("title") else f"size={text}"], {})
+    assert len(str(caught.value)) < 30_000
+
+
+def test_aliases_may_be_used(file: Path) -> None:
+    """What is said twice may be written once."""
+    file.write_text("layers:\n  - &c {radius: 3}\n  - *c\n", encoding="utf-8")
+    assert load_spec(Drawing, str(file), [], {}).layers == (Circle(radius=3), Circle(radius=3))
