@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from genworker.report.names import headlines, number
+from genworker.report.names import duration, headlines, number
 
 if TYPE_CHECKING:
     from genworker.bulk.progress import Progress as JobProgress
@@ -23,6 +24,16 @@ console = Console(stderr=True, highlight=False)
 out = Console(highlight=False)  # for what a command is asked for
 
 _SECONDS_BETWEEN_LINES = 5.0
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time left by the work's own speed, where that is known: a bar takes the jump of a resume for speed."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]
+        return (
+            super().render(task) if left is None or task.finished else Text(duration(left), style="progress.remaining")
+        )
 
 
 class Display:
@@ -39,17 +50,17 @@ class Display:
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=16),
             TaskProgressColumn(),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            _TimeLeft(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[note]}"),
             console=console,
             disable=not self._live,
         )
-        self._task = self._progress.add_task(title, total=total, note=note)
+        self._task = self._progress.add_task(title, total=total, note=note, left=None)
 
-    def update(self, done: int, note: str) -> None:
-        """Show how far the work is."""
+    def update(self, done: int, note: str, left: float | None = None) -> None:
+        """Show how far the work is, and the seconds ``left`` where the bar should not guess them."""
         if self._live:
-            self._progress.update(self._task, completed=min(done, self._total), note=note)
+            self._progress.update(self._task, completed=min(done, self._total), note=note, left=left)
         elif self._is_due() or done >= self._total:
             self._last_line = self._clock()
             console.print(
@@ -71,9 +82,12 @@ class Display:
         """Show a training report: the speed, the numbers that stand for the family, and what went wrong so far."""
         if not metrics:
             return
-        speed = metrics.get("images_per_second")
+        speed, done = metrics.get("images_per_second"), int(metrics["images_seen"])
         values = [f"{short} {value}" for short, value in headlines(metrics).items()]
-        self.update(int(metrics["images_seen"]), "  ".join([f"{number(speed)}/s", *values]))
+        left = (self._total - done) / speed if speed and done < self._total else None
+        if left is not None and not self._live:
+            values.insert(0, f"{duration(left)} left")
+        self.update(done, "  ".join([f"{number(speed)}/s", *values]), left)
 
     def on_job(self, progress: JobProgress) -> None:
         """Show a bulk job's progress."""
@@ -87,6 +101,7 @@ class Display:
                 progress.samples_done,
                 f"{progress.samples_per_second:,.0f}/s  {progress.num_done}/{progress.num_shards} shards  "
                 f"{size(progress.bytes_done)}",
+                progress.seconds_left,
             )
 
     def _log(self, progress: JobProgress) -> None:

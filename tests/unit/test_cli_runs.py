@@ -136,8 +136,27 @@ def test_the_display_shows_what_stands_for_each_family(capsys: pytest.CaptureFix
         )
         shown.event("evaluation at image 50: frechet 3.2")
     text = capsys.readouterr().err
-    assert "train: 50 of 100 images, 1,234/s  D 0.61  r_t 0.25  R1 nan  skipped 2" in text
+    assert "train: 50 of 100 images, 1,234/s  0 s left  D 0.61  r_t 0.25  R1 nan  skipped 2" in text
     assert "train: evaluation at image 50: frechet 3.2" in text
+
+
+def test_the_time_left_is_that_of_the_speed_and_not_of_the_jump_at_a_resume(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on from half of its images has as long to go as its speed says, in a log and on a terminal."""
+    reports = [{"images_seen": 50_000 + 100 * number, "images_per_second": 10.0} for number in range(3)]
+    shown = Display("train", 100_000, "images", clock=iter(range(0, 90, 10)).__next__)
+    for report in reports:
+        shown.on_metrics(report)
+    assert "50,200 of 100,000 images, 10/s  1 h 23 min left" in capsys.readouterr().err
+    terminal = Console(force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr(display, "console", terminal)
+    shown = Display("train", 100_000, "images")
+    with terminal.capture() as captured, shown.running():
+        for report in reports:
+            shown.on_metrics(report)
+    assert "50% 1 h 23 min 10/s" in captured.get()
+    shown.on_metrics({"images_seen": 100_000, "images_per_second": 0.0})
 
 
 def test_numbers_and_durations_for_people() -> None:
