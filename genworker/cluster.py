@@ -1,7 +1,8 @@
 """The only place that starts or joins Ray.
 
 Joins the cluster that RAY_ADDRESS names (as inside `ray job submit`), else starts a local one for the time of the command.
-A local cluster gets a token of its own, handed to its processes through the environment and never written to disk.
+A local cluster gets a token of its own, unless one is named, handed to its processes through the environment and never
+written to disk.
 """
 
 from __future__ import annotations
@@ -15,19 +16,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import grpc
 import ray
+from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from genworker import head
 from genworker.errors import ClusterError
 
 _SECONDS_BETWEEN_MESSAGES = 15.0
 _POLL_SECONDS = 0.5
-_ANSWER_SECONDS = 30.0
-_LOOPBACK = ("127.0.0.1", "localhost")
 _MIN_LOCAL_CPUS = 2  # two workers are the least that shows data-parallel work, on one core too
 
 # Freed buffers of convolutions stay in the process instead of being unmapped and faulted in again; measured 1.4-1.9 times
@@ -48,7 +47,7 @@ def connect() -> Iterator[bool]:
     Gives whether nodes may join: not a cluster that is started here for the time of the block.
 
     Raises:
-        ClusterError: the cluster that RAY_ADDRESS names cannot be joined.
+        ClusterError: the cluster that RAY_ADDRESS names cannot be joined, or RAY_AUTH_TOKEN_PATH names no token.
     """
     if ray.is_initialized():
         yield True
@@ -71,9 +70,11 @@ def connect() -> Iterator[bool]:
 
 def _join() -> None:
     address = os.environ["RAY_ADDRESS"]
-    _await_answer(address)
+    head.await_answer(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except AuthenticationError as err:
+        raise ClusterError(head.refusal(address)) from err
     except (ConnectionError, RuntimeError, ValueError) as err:
         if "Version mismatch" in str(err):
             raise ClusterError(
@@ -86,54 +87,27 @@ def _join() -> None:
         ) from err
 
 
-def _await_answer(address: str) -> None:
-    """Raise ClusterError where nothing at ``host:port`` answers as a head does, with TLS if the environment says so.
-
-    Ray itself asks again for minutes, and then names no cause.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or "://" in host or not port.isdecimal():
-        return  # "auto" and the like
-    if host in _LOOPBACK:
-        host = ray.util.get_node_ip_address()  # as Ray does
-    tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
-    place = f"{host}:{port}"
-    channel = grpc.secure_channel(place, _certificates()) if tls else grpc.insecure_channel(place)
-    try:
-        grpc.channel_ready_future(channel).result(timeout=_ANSWER_SECONDS)
-    except grpc.FutureTimeoutError:
-        seen = "with the certificates of RAY_TLS_SERVER_CERT and RAY_TLS_CA_CERT" if tls else "without TLS"
-        raise ClusterError(
-            f"RAY_ADDRESS {address!r}: cannot join this cluster: it did not answer {seen} for {_ANSWER_SECONDS:.0f} s; check "
-            "the address, that `ray start --head` runs there, and that RAY_USE_TLS, RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY "
-            "and RAY_TLS_CA_CERT are set here as on its nodes, with a certificate of the same authority"
-        ) from None
-    finally:
-        channel.close()
-
-
-def _certificates() -> grpc.ChannelCredentials:
-    names = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
-    try:
-        return grpc.ssl_channel_credentials(*(Path(os.environ[name]).read_bytes() for name in names))
-    except (KeyError, OSError) as err:
-        raise ClusterError(f"RAY_USE_TLS is set, which needs files named by {', '.join(names)}: {err}") from err
-
-
 def _start() -> None:
     # ray.init turns token authentication on by itself unless RAY_AUTH_MODE says otherwise; without a token at hand it would
-    # write one below HOME, which later `ray start` picks up and `ray job submit` does not.
-    if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+    # write one below HOME that others can read, which later `ray start` picks up and `ray job submit` does not.
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not named and os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ray.init(
-        address="local",
-        num_cpus=max(_MIN_LOCAL_CPUS, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        # Else a worker per processor is started ahead of time, none of which an actor with an environment of its own can be.
-        _system_config={"prestart_worker_first_driver": False},
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(_MIN_LOCAL_CPUS, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # Else a worker per processor is started ahead of time, none of which an actor with its own environment can be.
+            _system_config={"prestart_worker_first_driver": False},
+        )
+    except AuthenticationError as err:
+        raise ClusterError(
+            f"RAY_AUTH_TOKEN_PATH {os.environ.get('RAY_AUTH_TOKEN_PATH')!r}: holds no token; name a file that holds one, or "
+            "unset it: a cluster that is started here makes its own"
+        ) from err
 
 
 def actor_options(

@@ -40,7 +40,7 @@ def check_cluster() -> Iterator[Finding]:
 
 def _authentication() -> Finding:
     mode = os.environ.get("RAY_AUTH_MODE", "")
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
     if mode == "disabled":
         return Finding(
             "ray token",
@@ -48,13 +48,22 @@ def _authentication() -> Finding:
             "RAY_AUTH_MODE is disabled: whoever reaches the cluster's ports can run programs on it",
             "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH on all nodes and clients",
         )
-    if path and not Path(path).is_file():
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return Finding("ray token", "ok", "from RAY_AUTH_TOKEN")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    if path.is_file():
+        return _token_file(path)
+    if named:
         return Finding(
             "ray token", "fail", f"RAY_AUTH_TOKEN_PATH {path}: no such file", "put the cluster's token there"
         )
-    if path and Path(path).stat().st_mode & 0o077:
-        return Finding("ray token", "warn", f"{path} can be read by others", f"chmod 600 {path}")
-    if mode == "token" and not path and not os.environ.get("RAY_AUTH_TOKEN"):
+    if mode == "token" and os.environ.get("RAY_ADDRESS"):
         fix = "set RAY_AUTH_TOKEN_PATH to a file of mode 600 that holds the cluster's token"
         return Finding("ray token", "fail", "RAY_AUTH_MODE is token, and there is none", fix)
-    return Finding("ray token", "ok", f"from {path}" if path else "made for each local cluster, never stored")
+    return Finding("ray token", "ok", "made for each local cluster, never stored")
+
+
+def _token_file(path: Path) -> Finding:
+    if path.stat().st_mode & 0o077:
+        return Finding("ray token", "warn", f"{path} can be read by others", f"chmod 600 {path}")
+    return Finding("ray token", "ok", f"from {path}")

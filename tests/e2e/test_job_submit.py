@@ -195,6 +195,20 @@ def test_wrong_addresses_and_tokens_are_said_plainly(head: Head, tmp_path: Path)
         assert "Traceback" not in program.stderr
 
 
+def test_joining_without_the_token_is_said_plainly(head: Head, tmp_path: Path) -> None:
+    """Without a token, and with another, at once. README's own is for its owner's eyes only."""
+    assert Path(head.environment["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o077 == 0
+    mode = {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": head.gcs}
+    with contextlib.ExitStack() as stack:
+        for program in [
+            stack.enter_context(running(["genworker", "doctor"], tmp_path, variables))
+            for variables in (mode, mode | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        ]:
+            assert program.wait() == 1
+            assert f"RAY_ADDRESS '{head.gcs}': cannot join this cluster: a token is wanted" in program.stdout
+            assert "Traceback" not in program.stdout + program.stderr
+
+
 def test_a_submitted_job_that_fails_says_why(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
     """More actors than the cluster holds: the job fails with that message, and `ray job submit` with it."""
     entry = [

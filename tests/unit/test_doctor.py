@@ -8,7 +8,9 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
+import ray
 from click.testing import CliRunner
+from ray.exceptions import AuthenticationError
 
 from genworker.cli import cli
 from genworker.doctor.cluster import check_cluster
@@ -106,24 +108,49 @@ def test_a_store_in_trouble(trouble: dict[str, object], check: str, verdict: str
     [
         ({}, "ok"),
         ({"RAY_AUTH_MODE": "disabled"}, "warn"),
-        ({"RAY_AUTH_MODE": "token"}, "fail"),
+        ({"RAY_AUTH_MODE": "token"}, "ok"),  # a cluster that is started here makes its own
         ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x"}, "ok"),
         ({"RAY_AUTH_TOKEN_PATH": "/no/such/file"}, "fail"),
     ],
 )
-def test_tokens(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], verdict: str) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
+def test_tokens(no_token: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], verdict: str) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert verdicts(check_cluster()) == {"ray token": verdict, "ray": "ok"}
 
 
-def test_a_token_file_that_others_can_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    token = tmp_path / "token"
+@pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No variable of Ray is set, and HOME is an empty folder, which is given."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_cluster_that_wants_a_token_gets_none(no_token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What joining says is a finding, however Ray came to say it."""
+
+    def refuse(**_options: object) -> None:
+        raise AuthenticationError("no authentication token was found")
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_ADDRESS", "the-head")  # no port, so that nobody is asked whether it answers
+    monkeypatch.setattr(ray, "init", refuse)
+    token, joined = check_cluster()
+    assert (token.verdict, joined.verdict) == ("fail", "fail")
+    assert "a token is wanted" in joined.seen
+    assert "RAY_AUTH_MODE is token, RAY_AUTH_TOKEN_PATH is not set" in joined.seen
+
+
+@pytest.mark.parametrize("by_variable", [True, False])
+def test_a_token_file_that_others_can_read(no_token: Path, monkeypatch: pytest.MonkeyPatch, by_variable: bool) -> None:
+    """Wherever it lies: where a variable says, or where Ray looks without one."""
+    token = no_token / ".ray" / "auth_token"
+    token.parent.mkdir()
     token.write_text("x")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    if by_variable:
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     token.chmod(0o644)
     assert verdicts(check_cluster())["ray token"] == "warn"
     token.chmod(0o600)

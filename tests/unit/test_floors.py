@@ -110,6 +110,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.metrics",
         "bulk.job",
         "cluster",
+        "head",
         "doctor.cluster",
         "submit.jobs",
     ),
