@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from genworker.bulk.request import GenerateSpec
 from genworker.config import load_spec
@@ -20,6 +20,40 @@ from genworker.errors import UsageError
 
 TEMPLATED = ("out", "seed")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MAX_CHARACTERS = 1024  # the most that S3 takes for a key
+_MAX_NUMBER = 2**63
+
+
+class _Templates(ImmutableSandboxedEnvironment):
+    """Jinja with values alone: no statements, three filters, methods of dates only, and arithmetic that stays small.
+
+    So what comes out is hardly longer than the template.
+    """
+
+    intercepted_binops = frozenset(["*", "**", "%"])
+
+    def __init__(self) -> None:
+        super().__init__(undefined=StrictUndefined, autoescape=False)
+        self.globals.clear()
+        self.filters = {"int": int, "lower": str.lower, "upper": str.upper}
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """What belongs to dates; a method of a string could make text of any length."""
+        return isinstance(obj, datetime.date | datetime.timedelta | tuple) and super().is_safe_attribute(
+            obj, attr, value
+        )
+
+    def wrap_str_format(self, value: Any) -> None:
+        """Treat ``str.format`` as any other method of a string."""
+        del value
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Multiply or divide numbers, never text."""
+        if operator == "**" or not all(isinstance(v, int | float) and abs(v) < _MAX_NUMBER for v in (left, right)):
+            raise SecurityError(
+                f"{operator} with {left!r} and {right!r}: only numbers below 2**63 have * and %, none has **"
+            )
+        return super().call_binop(context, operator, left, right)
 
 
 def load_run(
@@ -88,12 +122,16 @@ def _filled(key: str, text: str, given: Mapping[str, Any]) -> str:
     if "{{" not in text and "{%" not in text:
         return text
     if key not in TEMPLATED:
-        raise UsageError(f"key {key!r} is {text!r}: only {' and '.join(TEMPLATED)} may hold templates")
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-    environment.globals.clear()
+        raise UsageError(f"key {key!r} holds a template: only {' and '.join(TEMPLATED)} may hold templates")
+    shown = repr(text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "...")
+    if "{%" in text or len(text) > _MAX_CHARACTERS:
+        raise UsageError(
+            f"key {key!r} is {shown}: cannot be filled in: a template has at most {_MAX_CHARACTERS} characters, and "
+            "{{ values }} but no {% statements %}"
+        )
     try:
-        return environment.from_string(text).render(**given)
-    except (TemplateError, TypeError, ValueError, OverflowError) as err:
+        return _Templates().from_string(text).render(**given)
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as err:
         missing = ", ".join(f"--{name.replace('_', '-')}" for name in ("date", "run_id") if name not in given)
         hint = f"; not given: {missing}" if missing else ""
-        raise UsageError(f"key {key!r} is {text!r}: cannot be filled in: {err}{hint}") from err
+        raise UsageError(f"key {key!r} is {shown}: cannot be filled in: {err}{hint}") from err

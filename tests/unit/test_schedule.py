@@ -26,6 +26,7 @@ from genworker.errors import UsageError
 from genworker.reading import verify
 from genworker.stores import open_store
 from tests.datasets import published_digests
+from tests.memory import growth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,14 +84,45 @@ def test_shipped_specs_of_schedules_are_complete() -> None:
         ("out=s3://b/{% include '/etc/passwd' %}", "cannot be filled in"),
         ("out=s3://b/{{ range(9) }}", "cannot be filled in"),
         ("out=s3://b/{{ date", "cannot be filled in"),
+        ("out=s3://b/{% if date %}a{% endif %}", "no {% statements %}"),
+        ("out=s3://b/" + "{{ date }}" * 200, "at most 1024 characters"),
+        ("out=s3://b/{{ 'x' * 10 ** 9 }}", "none has **"),
+        ("out=s3://b/{{ 'x' * 1000000000 }}", "only numbers below 2**63 have *"),
+        ("out=s3://b/{{ 2000000000 * 2000000000 * 2000000000 * 2 }}", "only numbers below 2**63 have *"),
+        ("out=s3://b/{{ [0] * 1000000000 }}", "only numbers below 2**63 have *"),
+        ("out=s3://b/{{ '%1000000000d' % 1 }}", "only numbers below 2**63 have * and %"),
+        ("out=s3://b/{{ '{:1000000000}'.format(1) }}", "cannot be filled in"),
+        ("out=s3://b/{{ 'x'.ljust(1000000000) }}", "cannot be filled in"),
+        ("out=s3://b/{{ 'x' | center(1000000000) }}", "cannot be filled in"),
+        ("out=s3://b/{{ 1 // 0 }}", "cannot be filled in"),
+        ("out=s3://b/{{ " + "(" * 300 + "1" + ")" * 300 + " }}", "cannot be filled in"),
         ("seed='{{ date }}'", "key 'seed' is '2026-11-23'"),
     ],
 )
 def test_what_a_template_may_not(spec_file: str, override: str, message: str) -> None:
     """A template that asks for anything but the two values ends in one message that shows it."""
-    with pytest.raises(UsageError, match="key") as caught:
+    with growth() as grown, pytest.raises(UsageError, match="key") as caught:
         load_run(spec_file, [override], date=MONDAY)
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 2_000
+    assert grown.mib < 50
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        ("{{ date.year * 10000 + date.month * 100 }}", 20261100),
+        ("{{ date.strftime('%j') | int }}", 327),
+        ("{{ date.isocalendar().week }}", 48),
+        ("{{ date.toordinal() % 7 }}", 1),
+        ("{{ date.timetuple().tm_yday }}", 327),
+    ],
+)
+def test_a_template_may_reckon_with_dates(spec_file: str, seed: str, expected: int) -> None:
+    """Numbers, and what a date tells of itself."""
+    assert (
+        load_run(spec_file, [f"seed={seed!r}" if "'" not in seed else f'seed="{seed}"'], date=MONDAY).seed == expected
+    )
 
 
 @pytest.mark.parametrize("run_id", ["", "a/b", "..", "a b", "x" * 65, "a\n"])
