@@ -15,14 +15,19 @@ class Hooks:
     Attributes:
         on_report: called on every rank, equally often, with the run's metrics; only rank 0's are complete.
         on_event: told on rank 0, in one line, of what went wrong and was dealt with; from any thread.
-        on_checkpoint: told on rank 0 the key of each checkpoint once it is stored; from another thread.
+        on_checkpoint: told on rank 0 the key of the checkpoint that the run resumes from, and of each once it is stored; from
+            another thread.
         should_stop: asked on every rank before each step; True on any makes all save a checkpoint and return.
+        should_ask: asked on every rank before each step; True on any makes all call ``ask`` right after that step.
+        ask: called on every rank, equally often, for questions that only all ranks together can ask.
     """
 
     on_report: Callable[[Metrics], None] = lambda _metrics: None
     on_event: Callable[[str], None] = lambda _text: None
     on_checkpoint: Callable[[str], None] = lambda _key: None
     should_stop: Callable[[], bool] = lambda: False
+    should_ask: Callable[[], bool] = lambda: False
+    ask: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

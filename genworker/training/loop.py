@@ -124,8 +124,10 @@ class _Run:
         ) as loader:
             verdict = Verdict.GO_ON
             while verdict == Verdict.GO_ON and self.images_seen < settings.images:
-                trainer.wish = float(self.hooks.should_stop())
+                trainer.wish, trainer.question = float(self.hooks.should_stop()), float(self.hooks.should_ask())
                 trainer.step([next(loader) for _ in range(settings.batch_size // micro)], meter)
+                if trainer.asked:
+                    self.hooks.ask()
                 done = self.images_seen >= settings.images
                 if self.images_seen >= next_report or done:
                     began = time.perf_counter()

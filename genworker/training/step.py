@@ -106,6 +106,8 @@ class Trainer:
     Attributes:
         wish: set it to 1.0 from any thread to make all workers learn that this one wants to stop.
         stop_wished: whether any worker's wish was seen in the last step; the same on all workers.
+        question: set it to 1.0 to make all workers learn that this one has a question for all.
+        asked: whether any worker's question was seen in the last step; the same on all workers.
     """
 
     def __init__(self, spec: TrainSpec, source: Source, rank: int, world_size: int, device: torch.device) -> None:
@@ -115,8 +117,8 @@ class Trainer:
         part = rank_slice(micro, rank, world_size, spec.family.unit)
         self.group = WorkerGroup(rank, world_size, (part.stop - part.start) / micro)
         self.device = device
-        self.wish = 0.0
-        self.stop_wished = False
+        self.wish = self.question = 0.0
+        self.stop_wished = self.asked = False
         # Every worker draws the same initial weights; nothing else uses torch's global generator.
         torch.manual_seed(spec.seed)
         self.networks = self.family.build().to(device)
@@ -194,9 +196,10 @@ class Trainer:
             torch.cuda.synchronize(self.device)  # the votes are waited for next anyway
             began = meter.spent("backward", began)
         meter.move(self.group.take_waited(), "backward" if on_gpu else "forward", "all_reduce")
-        votes = torch.cat([num_not_finite.new_tensor([self.wish]), num_not_finite])
-        self._flat_gradient, (wishes, self._num_not_finite) = self.group.sum_gradients(self._parameters(phase), votes)
-        self.stop_wished = wishes > 0
+        votes = torch.cat([num_not_finite.new_tensor([self.wish, self.question]), num_not_finite])
+        self._flat_gradient, sums = self.group.sum_gradients(self._parameters(phase), votes)
+        wishes, questions, self._num_not_finite = sums
+        self.stop_wished, self.asked = wishes > 0, questions > 0
         meter.spent("all_reduce", began)
 
     def on_device(self, batch: LoaderBatch) -> Batch:

@@ -7,6 +7,8 @@ it goes on from the newest checkpoint by itself.
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -19,10 +21,37 @@ from genworker.sources import open_source
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop
 from genworker.training.hooks import Hooks
-from genworker.training.record import Metrics
 from genworker.training.spec import TrainSpec
 
 _STOP_POLL_SECONDS = 0.5
+_NOTICE_SECONDS = 5.0  # a spot instance may be told as little as half a minute before it goes
+
+
+class Notices:
+    """Asks Ray now and then whether nodes of the run will go away; see `should_ask` and `ask` of `Hooks`.
+
+    Attributes:
+        seen: whether they will; once it is set, nothing more is asked for.
+    """
+
+    def __init__(self, rank: int, on_notice: Callable[[str], None]) -> None:
+        """Tell ``on_notice`` in a line, once on every rank. Only rank 0 looks at the clock."""
+        self.seen = False
+        self._rank, self._on_notice = rank, on_notice
+        self._asked_at = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to ask again."""
+        return self._rank == 0 and not self.seen and time.monotonic() - self._asked_at >= _NOTICE_SECONDS
+
+    def ask(self) -> None:
+        """Ask, together with all other ranks: it is a barrier."""
+        notice = ray.train.get_preemption_info()
+        self._asked_at = time.monotonic()
+        if notice is not None and not self.seen:
+            self.seen = True
+            nodes = ", ".join(node[:12] for node in notice.preempted_node_ids)
+            self._on_notice(f"nodes {nodes} will go away: saving, and going on without them")
 
 
 def work(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -44,7 +73,6 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
         newest = max((checkpoint.images_of(key) for key in checkpoint.keys(store)), default=0)
         ray.get(board.start.remote(context.get_world_size(), newest))
     stop, ended = threading.Event(), threading.Event()
-    preempted = threading.Event()
 
     def watch_board() -> None:
         while not ended.wait(_STOP_POLL_SECONDS):
@@ -52,21 +80,15 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
                 stop.set()
 
     # Not ray.train.report: it is a barrier that waits for the controller's next poll, measured at 1.5-2.5 s a call.
-    def on_report(metrics: Metrics) -> None:
-        if rank == 0:
-            ray.get(board.report.remote(metrics))
-        # A barrier too, but between the workers alone.
-        if (notice := ray.train.get_preemption_info()) is not None and not preempted.is_set():
-            preempted.set()
-            stop.set()
-            if rank == 0:
-                nodes = ", ".join(node[:12] for node in notice.preempted_node_ids)
-                ray.get(board.event.remote(f"nodes {nodes} will go away: saving, and going on without them"))
-
     def tell(method: Any, news: object) -> None:
         if rank == 0:
             ray.get(method.remote(news))
 
+    def on_notice(text: str) -> None:
+        stop.set()
+        tell(board.event, text)
+
+    notices = Notices(rank, on_notice)
     if rank == 0:
         threading.Thread(target=watch_board, name="board", daemon=True).start()
     try:
@@ -78,10 +100,12 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
             world_size=context.get_world_size(),
             device=ray.train.torch.get_device(),
             hooks=Hooks(
-                on_report=on_report,
+                on_report=lambda metrics: tell(board.report, metrics),
                 on_event=lambda text: tell(board.event, text),
                 on_checkpoint=lambda key: tell(board.stored, key),
                 should_stop=stop.is_set,
+                should_ask=notices.due,
+                ask=notices.ask,
             ),
         )
     except DivergedError as err:
@@ -92,4 +116,4 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
         raise
     finally:
         ended.set()
-    return {"result": vars(result), "preempted": preempted.is_set()}
+    return {"result": vars(result), "preempted": notices.seen}

@@ -5,6 +5,7 @@ Run as a program, this file is one of the two: it writes what each scenario gave
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -51,23 +52,23 @@ class SlowSource(FashionMnistSource):
         return super().read(indices)
 
 
-def spec_of(**training: Any) -> TrainSpec:
-    """A run of one step and one report, whose watchdog has no patience."""
-    values = models.train_spec(images=8, report_every_images=8, **training).model_dump(mode="json")
+def spec_of(images: int = 8) -> TrainSpec:
+    """A run of steps of eight images and one report, whose watchdog has no patience."""
+    values = models.train_spec(images=images, report_every_images=images).model_dump(mode="json")
     return type(models.train_spec()).parse(values | {"watchdog": {"patience": 1}}, origin="test")
 
 
-def train(rank: int, source: FashionMnistSource) -> dict[str, Any]:
+def train(rank: int, source: FashionMnistSource, images: int = 8, **hooks: Any) -> dict[str, Any]:
     """Train as one of two; what rank 0 reports last, and the events."""
     events: list[str] = []
     result = loop.train(
-        spec_of(),
+        spec_of(images=images),
         source,
         open_store(f"memory://two-workers-{time.monotonic_ns()}"),
         rank=rank,
         world_size=2,
         device=CPU,
-        hooks=Hooks(on_event=events.append),
+        hooks=Hooks(on_event=events.append, **hooks),
     )
     return {"metrics": result.metrics, "events": events}
 
@@ -106,7 +107,20 @@ def slow_to_read(rank: int) -> dict[str, Any]:
     return train(rank, SlowSource(FashionMnistConfig(url="shipped", limit=48)) if rank else SHIPPED)
 
 
-SCENARIOS = (infinite_loss, slow_to_compute, slow_to_read)
+def question(rank: int) -> list[int]:
+    """A run of four steps in which rank 1 has a question before the second: the steps after which this rank was to ask."""
+    steps, asked = itertools.count(), list[int]()
+    before: list[int] = []
+
+    def should_ask() -> bool:
+        before.append(next(steps))
+        return rank == 1 and before[-1] == 1
+
+    train(rank, SHIPPED, images=32, should_ask=should_ask, ask=lambda: asked.append(before[-1]))
+    return asked
+
+
+SCENARIOS = (infinite_loss, slow_to_compute, slow_to_read, question)
 
 
 def work(rank: int, folder: Path) -> None:
@@ -132,12 +146,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ]
     try:
         for worker in workers:
-            _, errors = worker.communicate(timeout=120)
+            _, errors = worker.communicate(timeout=600)
             assert worker.returncode == 0, errors[-4000:]
     finally:
         for worker in workers:
             worker.kill()
-            worker.wait()
+            worker.communicate()
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
@@ -156,6 +170,11 @@ def test_a_worker_that_waits_for_data_is_named(found: list[dict[str, Any]]) -> N
     first = found[0]["slow_to_read"]
     assert any("rank 1 takes" in event for event in first["events"])
     assert first["metrics"]["worst_data_wait_share"] > 1.5 * first["metrics"]["data_wait_share"] > 0
+
+
+def test_a_question_of_one_worker_is_asked_by_both_after_the_same_step(found: list[dict[str, Any]]) -> None:
+    """What only all can ask together, all ask equally often."""
+    assert [one["question"] for one in found] == [[1], [1]]
 
 
 if __name__ == "__main__":
