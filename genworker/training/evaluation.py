@@ -120,7 +120,9 @@ def evaluate(
     extractor = get_extractor(real, cache, config)
     beside = real.train.some(num_samples)
     pairs = {"generated": _new(chosen, real), "floor": _new(chosen, real)}
+    num_real = 0  # fewer than the reference where some cannot be decoded
     for batch in real.reference.batches():
+        num_real += len(batch.pixels)
         observed = extractor.observe(batch.pixels, batch.labels)
         for made in pairs.values():
             for metric in made.values():
@@ -138,7 +140,7 @@ def evaluate(
         "extractor_digest": extractor.digest,
         "reference": real.reference.digest(),
         "split": real.split,
-        "num_real": len(real.reference),
+        "num_real": num_real,
         "image_size": "x".join(map(str, schema.pixel_shape)),
         "dtype": "float32",
     }

@@ -11,11 +11,12 @@ import torch
 
 from genworker.families.base import Batch, Measures
 from genworker.sampling.latents import Stream
-from genworker.schema import Int64Array
+from genworker.schema import Int64Array, SampleBatch
 from genworker.sources.base import Source
 from genworker.training.collectives import WorkerGroup
 from genworker.training.loader import images_of
 from genworker.training.order import held_out_indices
+from genworker.training.reader import Reader
 from genworker.training.step import Context, Trainer
 
 _NUM_IMAGES = 256
@@ -28,14 +29,14 @@ class Examiner:
     """Examines the networks of ``trainer`` on images of ``source``, read at the first measurement."""
 
     def __init__(self, trainer: Trainer, source: Source) -> None:
-        self._trainer, self._source = trainer, source
+        self._trainer = trainer
         held_out = held_out_indices(len(source), trainer.spec.training.holdout_share)
+        # The first report is no place to end a run at, so a store that fails is asked again here too.
+        self._reader = Reader(source, held_out, trainer.spec.training.store_patience_seconds)
         self._trained_on = _spread(np.setdiff1d(np.arange(min(len(source), _REACH), dtype=np.int64), held_out))
         self._held_out = None
         if len(held_out) >= _MIN_HELD_OUT:
             self._held_out = _spread(held_out)
-            both = min(len(self._held_out), len(self._trained_on))  # equally many, so that both see the same noise
-            self._held_out, self._trained_on = self._held_out[:both], self._trained_on[:both]
         self._batches: tuple[Batch, Batch | None] | None = None
 
     @torch.no_grad()
@@ -43,10 +44,7 @@ class Examiner:
         """What the family measures, by name; see `genworker.families.base.Family.examine`."""
         trainer = self._trainer
         if self._batches is None:
-            self._batches = (
-                self._read(self._trained_on),
-                self._read(self._held_out) if self._held_out is not None else None,
-            )
+            self._batches = self._read()
         train, held_out = self._batches
         context = Context(
             trainer.spec.seed,
@@ -59,10 +57,17 @@ class Examiner:
         with trainer.autocast():
             return trainer.family.examine(trainer.networks, train, held_out, context)
 
-    def _read(self, indices: Int64Array) -> Batch:
-        batch = self._source.read(indices)
-        labels = None if batch.labels is None else torch.from_numpy(batch.labels).to(self._trainer.device)
-        return Batch(images_of(batch.pixels).to(self._trainer.device), labels)
+    def _read(self) -> tuple[Batch, Batch | None]:
+        train = self._reader.read(self._trained_on)
+        if self._held_out is None:
+            return self._batch(train), None
+        held_out = self._reader.read_exactly(self._held_out)  # a stand-in for a corrupt image would be a training image
+        both = min(len(train.pixels), len(held_out.pixels))  # equally many, so that both see the same noise
+        return self._batch(train, both or None), self._batch(held_out, both) if both else None
+
+    def _batch(self, samples: SampleBatch, count: int | None = None) -> Batch:
+        labels = None if samples.labels is None else torch.from_numpy(samples.labels[:count]).to(self._trainer.device)
+        return Batch(images_of(samples.pixels[:count]).to(self._trainer.device), labels)
 
 
 def _spread(indices: Int64Array) -> Int64Array:

@@ -24,6 +24,8 @@ from genworker.errors import (
 from genworker.schema import SampleBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from genworker.schema import Int64Array
     from genworker.sources.base import Source
 
@@ -56,10 +58,17 @@ class Reader:
             SourceError: the store failed for longer than the patience, or the data is wrong.
             StoreError: asking again is pointless, or was stopped.
         """
+        return self._patiently(lambda: self._read_allowed(indices))
+
+    def read_exactly(self, indices: Int64Array) -> SampleBatch:
+        """The same of `read_exactly`: images may be missing, and none stands in for another."""
+        return self._patiently(lambda: read_exactly(self._source, indices))
+
+    def _patiently(self, read: Callable[[], SampleBatch]) -> SampleBatch:
         began, pause = time.monotonic(), _FIRST_PAUSE_SECONDS
         while True:
             try:
-                return self._read_allowed(indices)
+                return read()
             except _FINAL:
                 raise
             except StoreError as err:
@@ -108,10 +117,11 @@ def check_batch(batch: SampleBatch, source: Source) -> None:
             )
 
 
-def read_held_out(source: Source, held_out: Int64Array) -> SampleBatch:
-    """Read the images at ``held_out`` and no others: those that cannot be decoded are left out, not replaced."""
-    batch = source.read(held_out)
-    right = batch.sample_index == held_out
+def read_exactly(source: Source, indices: Int64Array) -> SampleBatch:
+    """Read the images at ``indices`` and no others: those that cannot be decoded are left out, not replaced."""
+    batch = source.read(indices)
+    check_batch(batch, source)
+    right = batch.sample_index == indices
     return SampleBatch(
         sample_index=batch.sample_index[right],
         pixels=batch.pixels[right],

@@ -19,6 +19,7 @@ from genworker.schema import ImageSchema, Int64Array, SampleBatch
 from genworker.sources import open_source
 from genworker.sources.base import Source, SourceConfig
 from genworker.training.order import held_out_indices, permutation
+from genworker.training.reader import read_exactly
 
 MAX_REFERENCE = 10_000
 _CHOICE_SEED = 0  # which images are taken is the same for all models
@@ -38,13 +39,18 @@ class RealSet:
         return len(self.indices)
 
     def read(self, positions: Int64Array) -> SampleBatch:
-        """The images at ``positions`` of this set, int64 [n]."""
-        return self.source.read(self.indices[positions])
+        """The images at ``positions`` of this set, int64 [n], without those that cannot be decoded.
+
+        None stands in for another: the next one may be of the other set, and held-out numbers are of held-out images.
+        """
+        return read_exactly(self.source, self.indices[positions])
 
     def batches(self) -> Iterator[SampleBatch]:
         """All images, some at a time."""
         for start in range(0, len(self), _READ_AT_ONCE):
-            yield self.read(np.arange(start, min(start + _READ_AT_ONCE, len(self)), dtype=np.int64))
+            batch = self.read(np.arange(start, min(start + _READ_AT_ONCE, len(self)), dtype=np.int64))
+            if len(batch.pixels):
+                yield batch
 
     def some(self, count: int) -> RealSet:
         """``count`` images (all, when there are fewer), always the same random ones."""

@@ -17,7 +17,7 @@ from genworker.sources.base import Blocks, SourceConfig
 from genworker.training import reader
 from genworker.training.loader import Loader
 from genworker.training.order import held_out_indices
-from genworker.training.reader import Reader, check_batch, read_held_out
+from genworker.training.reader import Reader, check_batch, read_exactly
 
 if TYPE_CHECKING:
     from genworker.schema import Int64Array
@@ -135,12 +135,12 @@ def test_a_stand_in_is_never_an_image_that_is_held_out() -> None:
 
 def test_held_out_images_are_read_without_stand_ins() -> None:
     """A held-out image that is corrupt is left out: what would stand in for it was trained on."""
-    batch = read_held_out(ShakySource(corrupt=(5,)), np.array([0, 5, 10]))
+    batch = read_exactly(ShakySource(corrupt=(5,)), np.array([0, 5, 10]))
     assert batch.sample_index.tolist() == [0, 10]
     assert batch.labels is not None
     assert batch.labels.tolist() == [0, 10]
     assert len(batch.pixels) == 2
-    assert len(read_held_out(ShakySource(), held_out_indices(20, 0))) == 0
+    assert len(read_exactly(ShakySource(), held_out_indices(20, 0))) == 0
 
 
 @pytest.mark.parametrize(
