@@ -40,14 +40,22 @@ def _measure(values: dict[str, Any], url: str, key: str) -> str | None:
 class Evaluator:
     """Evaluates checkpoints of one run as ``spec.evaluation`` says."""
 
-    def __init__(self, spec: TrainSpec, url: str, on_event: Callable[[str], None]) -> None:
+    def __init__(self, spec: TrainSpec, url: str, on_event: Callable[[str], None], *, measured: int = -1) -> None:
+        """Measure nothing yet.
+
+        Args:
+            spec: of the run.
+            url: of the run.
+            on_event: told in one line what came of each evaluation.
+            measured: images seen at the newest evaluation that the run has, or -1.
+        """
         self._spec, self._url, self._on_event = spec, url, on_event
         self._running: Any = None
         self._running_key: str | None = None
-        self._done_key: str | None = None
+        self._done_key = checkpoint.key_of(measured) if measured >= 0 else None
         self._trained = False
         self._late: list[str] = []
-        self._next_due = 0
+        self._next_due = self._due_after(measured)
         labels = dict(spec.resources.node_labels) or None  # other nodes may not be allowed to write to the run
         self._task = ray.remote(_measure).options(num_cpus=self._spare_cpus(), max_retries=1, label_selector=labels)
 
@@ -57,9 +65,7 @@ class Evaluator:
         self._collect(0.0)
         if key is None or self._running is not None or not self._is_due(key):
             return
-        every = self._spec.evaluation.every_images
-        if every is not None:
-            self._next_due = (checkpoint.images_of(key) // every + 1) * every
+        self._next_due = self._due_after(checkpoint.images_of(key))
         self._start(key)
 
     def finish(self, key: str | None) -> list[str]:
@@ -71,6 +77,11 @@ class Evaluator:
             self._start(key)
             self._collect(max(1.0, deadline - time.monotonic()))
         return self._late
+
+    def _due_after(self, images_seen: int) -> int:
+        """From how many images on a checkpoint is due after one of ``images_seen``."""
+        every = self._spec.evaluation.every_images
+        return 0 if every is None or images_seen < 0 else (images_seen // every + 1) * every
 
     def _is_due(self, key: str) -> bool:
         if not self._spec.evaluation.num_samples or key == self._done_key:

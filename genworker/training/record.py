@@ -131,7 +131,18 @@ def evaluation_key(images_seen: int) -> str:
 def read_evaluations(store: Store, after: int = -1) -> list[dict[str, Any]]:
     """The evaluations of a run beyond ``after`` images, in order; each holds ``images_seen`` and ``metrics``."""
     keys = [info.key for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")]
-    return [json.loads(store.get(key)) for key in keys if int(key[-17:-5]) > after]
+    return [json.loads(store.get(key)) for key in keys if _images_of(key) > after]
+
+
+def last_evaluated(store: Store) -> int:
+    """Images seen at the newest evaluation of a run, or -1."""
+    return max(
+        (_images_of(info.key) for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")), default=-1
+    )
+
+
+def _images_of(key: str) -> int:
+    return int(key.removesuffix(".json").rpartition("-")[2])
 
 
 def best_evaluations(evaluations: list[dict[str, Any]], metric: str, *, higher_is_better: bool = False) -> list[int]:

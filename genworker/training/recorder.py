@@ -59,14 +59,18 @@ class Recorder:
         environment.flush()
         self._callbacks = CallbackGroup(spec.training.callbacks, store, spec, images_seen, on_event)
         self._told_evaluations = images_seen
+        resumed = checkpoint.key_of(images_seen) if images_seen else None
         self._uploader = Uploader(
             store,
             patience_seconds=spec.training.store_patience_seconds,
             keep=spec.training.keep_checkpoints,
+            last_key=resumed,
             best=self._best,
             on_stored=on_checkpoint,
             on_event=on_event,
         )
+        if resumed is not None:
+            on_checkpoint(resumed)
 
     def last_report(self) -> Metrics:
         """The newest report, or an empty one."""

@@ -54,7 +54,7 @@ def train(
     with cluster.connect() as can_grow:
         room = _room(spec.resources, spec.resources.wait_seconds if can_grow else 0.0, on_event)
         board = cluster.beside_driver(Board).remote()
-        evaluator = Evaluator(spec, store.url, on_event)
+        evaluator = Evaluator(spec, store.url, on_event, measured=record.last_evaluated(store))
         follower = _Follower(board, evaluator, room, on_progress, on_event)
         while True:
             room.await_fewest()

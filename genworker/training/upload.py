@@ -33,21 +33,23 @@ class Uploader:
         *,
         patience_seconds: float,
         keep: int,
+        last_key: str | None = None,
         best: Callable[[], frozenset[int]] = frozenset,
         on_stored: Callable[[str], None] = lambda _key: None,
         on_event: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        """Nothing is stored yet.
+        """Store nothing yet.
 
         Args:
             store: of the run.
             patience_seconds: how long a failing store is tried again.
             keep: newest checkpoints that pruning leaves.
+            last_key: of the checkpoint that the run resumes from, or None.
             best: images seen of checkpoints that pruning leaves besides; asked in the thread.
             on_stored: told each key once it is stored; called in the thread.
             on_event: told once when storing begins to fail; called in the thread.
         """
-        self.last_key: str | None = None
+        self.last_key = last_key
         self._store, self._patience, self._keep, self._best = store, patience_seconds, keep, best
         self._on_stored, self._on_event = on_stored, on_event
         self._thread: threading.Thread | None = None

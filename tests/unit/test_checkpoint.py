@@ -421,6 +421,15 @@ def test_non_finite_steps_are_reported() -> None:
     assert [line["nonfinite_steps"] for line in read_metrics(store)] == [8, 9]
 
 
+def test_a_resume_tells_the_checkpoint_that_it_goes_on_from(store: Store) -> None:
+    """Who follows the run knows the newest checkpoint from the start, also when no other is ever stored."""
+    told: list[str] = []
+    for _ in range(2):
+        source, hooks = models.shipped_source(), Hooks(on_checkpoint=told.append)
+        loop.train(SPEC, source, store, rank=0, world_size=1, device=CPU, hooks=hooks)
+    assert told == [checkpoint.key_of(48)] * 2
+
+
 # --- claim -----------------------------------------------------------------------------------------------------------
 
 

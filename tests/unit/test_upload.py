@@ -110,6 +110,14 @@ def test_a_failure_that_stays_reaches_training_with_the_last_good_key(
     assert [checkpoint.images_of(key) for key in checkpoint.keys(store)] == [10]  # type: ignore[arg-type]
 
 
+def test_a_resumed_run_names_the_checkpoint_that_it_resumed_from() -> None:
+    """A first upload that fails after a resume leaves the run where it was, not without any checkpoint."""
+    upload = uploader(FlakyStore(StoreFullError("no space")), last_key=checkpoint.key_of(10))
+    upload.save(snapshot(20))
+    with pytest.raises(TrainingError, match=f"no space; the last whole one is {checkpoint.key_of(10)}; mend the store"):
+        upload.wait()
+
+
 def test_closing_gives_up_waiting() -> None:
     """A run that ends for another reason does not sit out the store's patience."""
     upload = uploader(FlakyStore(*[StoreError("503")] * 99), patience=3600.0)
