@@ -27,9 +27,14 @@ if TYPE_CHECKING:
     from genworker.stores.base import Store
 
 _FILE_PREFIX = {"train": "train", "test": "t10k"}
-# Ten thousand images of 1024x1024, or a million of 100x100: more does not belong into memory, and a header that claims
-# more is damaged.
-_MAX_BYTES = 10 * 2**30
+# The largest collection of the family has 814,255 images of 28x28, 640 MB. A file that is a thousandth of that, gzipped, can
+# claim as much, so its header is believed up to here only; more does not belong into memory.
+_MAX_BYTES = 2**30
+_MAX_LABELS = 2**24
+_TOO_LARGE = (
+    f"more than {_MAX_BYTES} bytes or {_MAX_LABELS} labels are not read, as all of it is held in memory: the file is damaged, "
+    "or its images belong into another format, such as Parquet"
+)
 
 
 class IdxConfig(SourceConfig):
@@ -64,7 +69,8 @@ def find_idx_pair(keys: set[str], split: Split) -> tuple[str, str] | None:
 def read_idx_pair(store: Store, split: Split, num_classes: int) -> tuple[Pixels, Int64Array]:
     """Read and check images [N, H, W, 1] and labels [N] of ``split``; raises SourceError naming the file."""
     prefix = _FILE_PREFIX[split]
-    pair = find_idx_pair({info.key for info in store.list(f"{prefix}-")}, split)
+    sizes = {info.key: info.size for info in store.list(f"{prefix}-")}
+    pair = find_idx_pair(set(sizes), split)
     if pair is None:
         # Only a few: the URL may be the wrong one, with a million objects below it.
         seen = [info.key for info in itertools.islice(store.list(), 9)]
@@ -73,13 +79,12 @@ def read_idx_pair(store: Store, split: Split, num_classes: int) -> tuple[Pixels,
             f"{split} split needs; it holds {', '.join(seen[:8]) or 'nothing'}{', ...' if len(seen) > 8 else ''}"
         )
     images_key, labels_key = pair
-    images = _read_idx(store, images_key, dims=3)
+    for key in pair:
+        if sizes[key] > _MAX_BYTES:
+            raise SourceError(f"{store.url}: {key}: has {sizes[key]} bytes; {_TOO_LARGE}")
+    # Labels first: they are small, and their number has to be that of the images before these are unpacked.
     labels = _read_idx(store, labels_key, dims=1)
-    if len(images) != len(labels):
-        raise SourceError(
-            f"{store.url}: {images_key} holds {len(images)} images but {labels_key} holds {len(labels)} labels; "
-            "both must be of the same split and complete"
-        )
+    images = _read_idx(store, images_key, dims=3, labels=labels)
     wrong = np.flatnonzero(labels >= num_classes)
     if wrong.size:
         raise SourceError(
@@ -89,7 +94,10 @@ def read_idx_pair(store: Store, split: Split, num_classes: int) -> tuple[Pixels,
     return images[..., np.newaxis], labels.astype(np.int64)
 
 
-def _read_idx(store: Store, key: str, *, dims: int) -> npt.NDArray[np.uint8]:
+def _read_idx(
+    store: Store, key: str, *, dims: int, labels: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Unpack as much as the header tells, as many as ``labels`` and no more than fits into memory."""
     where = f"{store.url}: {key}"
     raw = store.get(key)
     stream: io.BufferedIOBase = gzip.GzipFile(fileobj=io.BytesIO(raw)) if raw[:2] == b"\x1f\x8b" else io.BytesIO(raw)
@@ -107,8 +115,13 @@ def _read_idx(store: Store, key: str, *, dims: int) -> npt.NDArray[np.uint8]:
         expected = int(np.prod(shape, dtype=object))
         if expected == 0:
             raise SourceError(f"{where}: its header tells a shape of {_times(shape)}, so it holds nothing")
-        if expected > _MAX_BYTES:
-            raise SourceError(f"{where}: its header tells a shape of {_times(shape)}, more than 10 GiB; it is damaged")
+        if expected > (_MAX_BYTES if dims == 3 else _MAX_LABELS):
+            raise SourceError(f"{where}: its header tells a shape of {_times(shape)}; {_TOO_LARGE}")
+        if labels is not None and shape[0] != len(labels):
+            raise SourceError(
+                f"{where}: holds {shape[0]} images but there are {len(labels)} labels; both must be of the same split and "
+                "complete"
+            )
         # One byte more than the header promises, so that a longer file is noticed without being unpacked whole.
         body = stream.read(expected + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as err:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from genworker.errors import SourceError
+from genworker.sources import idx
 from genworker.sources.idx import IdxConfig, IdxSource
+from tests.memory import growth
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,10 +75,14 @@ WRONG: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
         f"{IMAGES}: begins with 0x00000801; .* images .* 0x00000803",
     ),
     "another type": (lambda: {"images_": images(magic=0xD03)}, f"{IMAGES}: begins with 0x00000d03"),
-    "counts differ": (lambda: {"labels_": labels(b"\0\1")}, f"{IMAGES} holds 5 images but {LABELS} holds 2 labels"),
+    "counts differ": (lambda: {"labels_": labels(b"\0\1")}, f"{IMAGES}: holds 5 images but there are 2 labels"),
     "label too large": (lambda: {"labels_": labels(bytes([0, 0, 26, 0, 11]))}, "label 26 of image 2 .* at least 27"),
     "nothing": (lambda: {"images_": struct.pack(">4I", 0x803, 0, 4, 3)}, f"{IMAGES}: its header tells .* 0x4x3"),
-    "absurd": (lambda: {"images_": struct.pack(">4I", 0x803, *[2**32 - 1] * 3)}, "more than 10 GiB; it is damaged"),
+    "absurd": (
+        lambda: {"images_": struct.pack(">4I", 0x803, *[2**32 - 1] * 3)},
+        f"{IMAGES}: .*; more than 1073741824 bytes",
+    ),
+    "labels absurd": (lambda: {"labels_": struct.pack(">2I", 0x801, 2**24 + 1)}, f"{LABELS}: .* or 16777216 labels"),
     "gzip cut": (lambda: {"images_": gzip.compress(images())[:-12]}, f"{IMAGES}: is damaged or cut short"),
     "gzip changed": (
         lambda: {"images_": gzip.compress(images())[:-8] + bytes(8)},
@@ -91,6 +97,22 @@ def test_a_wrong_file_is_named(wrong: Callable[[], dict[str, bytes]], message: s
     """Every kind of damage names the file, what was seen and what was expected."""
     with pytest.raises(SourceError, match=message):
         source(fill(tmp_path, **wrong()))
+
+
+@pytest.mark.parametrize("count", [5, 300_000])
+def test_a_gzip_file_is_unpacked_no_further_than_its_labels_and_limits_go(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file that unpacks to 100 MB is refused by its header, or where it goes on after what its header tells."""
+    header = struct.pack(">4I", 0x803, count, 1, 1000 if count > 5 else 1)
+    hostile = gzip.compress(header + bytes(100_000_000), 1)
+    fill(tmp_path, images_=hostile)
+    with growth() as grown, pytest.raises(SourceError, match=f"{IMAGES}: holds (more bytes after|300000 images but)"):
+        source(tmp_path)
+    assert grown.mib < 50
+    monkeypatch.setattr(idx, "_MAX_BYTES", len(hostile) - 1)
+    with pytest.raises(SourceError, match=f"{IMAGES}: has {len(hostile)} bytes"):
+        source(tmp_path)
 
 
 def test_more_classes_can_be_asked_for(tmp_path: Path) -> None:
