@@ -175,7 +175,15 @@ class Likelihood(Protocol):
     """Capability of a family: estimates of log p(x) of images under its trained networks."""
 
     def log_likelihood(
-        self, networks: Networks, images: Tensor, labels: Tensor | None, *, num_samples: int, chunk: int, seed: int
+        self,
+        networks: Networks,
+        images: Tensor,
+        labels: Tensor | None,
+        *,
+        num_samples: int,
+        chunk: int,
+        seed: int,
+        first: int = 0,
     ) -> Tensor:
         """Estimate log p(x | label) of each image by importance sampling (Burda et al. 2016), a bound from below on average.
 
@@ -186,6 +194,7 @@ class Likelihood(Protocol):
             num_samples: latents per image; more make the bound tighter, 5,000 is usual in published tables.
             chunk: latents that are decoded at once, over images and samples together: what bounds the memory.
             seed: of the latents; image i's depend on (seed, i) alone.
+            first: i of the first image, where these are a part of a larger set.
 
         Returns:
             float64 [N], nats: log density or log probability, as the family's likelihood says.

@@ -108,7 +108,15 @@ class VAE:
         return VAESampler(top, decoder_of(networks))
 
     def log_likelihood(
-        self, networks: Networks, images: Tensor, labels: Tensor | None, *, num_samples: int, chunk: int, seed: int
+        self,
+        networks: Networks,
+        images: Tensor,
+        labels: Tensor | None,
+        *,
+        num_samples: int,
+        chunk: int,
+        seed: int,
+        first: int = 0,
     ) -> Tensor:
         """See `genworker.families.base.Likelihood`; with ``binarise``, of pixels that are drawn as 0 and 1 once."""
         device = next(networks["encoder"].parameters()).device
@@ -119,6 +127,7 @@ class VAE:
             num_samples=num_samples,
             chunk=chunk,
             seed=seed,
+            first=first,
             binarise=self.config.binarise,
             device=device,
         )

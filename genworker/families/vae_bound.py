@@ -135,25 +135,26 @@ def log_likelihood(
     num_samples: int,
     chunk: int,
     seed: int,
+    first: int,
     binarise: bool,
     device: torch.device | Literal["cpu"] = "cpu",
 ) -> Tensor:
     """Importance-weighted estimates of log p(x); see `genworker.families.base.Likelihood`.
 
-    Image i has its own counter-based generator, keyed by ``seed`` and i, and its samples are drawn one after the other: the
-    estimate is the same for any ``chunk``, up to rounding.
+    Image i, counted from ``first`` on, has its own counter-based generator, keyed by ``seed`` and i, and its samples are
+    drawn one after the other: the estimate is the same for any ``chunk``, up to rounding.
     """
     encoder, decoder = encoder_of(networks), decoder_of(networks)
     prior = top_prior(networks)
     samples_at_once = min(num_samples, chunk)
     images_at_once = max(1, chunk // samples_at_once)
     estimates = torch.empty(len(images), dtype=torch.float64)
-    for first in range(0, len(images), images_at_once):
-        block = slice(first, first + images_at_once)
+    for start in range(0, len(images), images_at_once):
+        block = slice(start, start + images_at_once)
         observed = images[block].to(device)
         generators = [
             np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
-            for index in range(first, first + len(observed))
+            for index in range(first + start, first + start + len(observed))
         ]
         if binarise:
             uniform = np.stack([generator.random(observed[0].numel(), np.float32) for generator in generators])

@@ -7,6 +7,7 @@ error and card; its floor is the same of training images, so that the gap betwee
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -55,27 +56,39 @@ def score_likelihood(
         extractor_digest="",
         reference=reference.digest(),
         split=real.split,
-        num_real=len(reference),
+        num_real=len(held_out),
         num_generated=0,
         image_size="x".join(map(str, bundle.info.image_schema.pixel_shape)),
         dtype="float32",
         # What is a likelihood of what, the family's config says: binarised pixels and densities are different scales.
         settings={"samples_per_image": num_samples} | _scale(bundle),
     )
-    return Score(held_out, card), Score(train, card)
+    return Score(_numbers(held_out), card), Score(_numbers(train), card)
 
 
 def _estimate(
     family: Likelihood, networks: nn.ModuleDict, images: RealSet, num_samples: int, seed: int
-) -> dict[str, float]:
-    parts = []
+) -> npt.NDArray[np.float64]:
+    """Nats of each image that can be decoded."""
+    parts: list[npt.NDArray[np.float64]] = []
     for batch in images.batches():
+        # No two images share latents, so that the standard error may take their estimates for independent.
+        first = sum(map(len, parts))
         labels = None if batch.labels is None else torch.from_numpy(batch.labels)
         estimate = family.log_likelihood(
-            networks, images_of(batch.pixels), labels, num_samples=num_samples, chunk=_CHUNK, seed=seed
+            networks,
+            images_of(batch.pixels),
+            labels,
+            num_samples=num_samples,
+            chunk=_CHUNK,
+            seed=seed,
+            first=first,
         )
         parts.append(estimate.cpu().numpy())
-    nats = np.concatenate(parts)
+    return np.concatenate(parts)
+
+
+def _numbers(nats: npt.NDArray[np.float64]) -> dict[str, float]:
     return {NUMBER: float(nats.mean()), f"{NUMBER}_error": float(nats.std(ddof=1)) / len(nats) ** 0.5}
 
 

@@ -20,7 +20,7 @@ from genworker.metrics.extractor import load_extractor
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.sources.fashion_mnist import FashionMnistConfig
 from genworker.stores import open_store
-from genworker.training import loop, record
+from genworker.training import loop, record, reference
 from genworker.training.evaluation import evaluate, evaluate_checkpoint, generate
 from genworker.training.extractors import get_extractor
 from genworker.training.log_likelihood import has_likelihood, score_likelihood
@@ -203,6 +203,16 @@ def test_a_likelihood_stands_beside_its_floor() -> None:
     assert tight.numbers["log_likelihood"] > loose.numbers["log_likelihood"]  # more samples make the bound tighter
     assert floor.numbers["log_likelihood"] != tight.numbers["log_likelihood"]
     assert (tight.card.num_real, tight.card.settings["samples_per_image"]) == (12, 64)
+
+
+def test_a_likelihood_does_not_depend_on_how_its_images_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image shares its latents with another that is read at another time, so blocks of any size give the same numbers."""
+    bundle = models.bundle_of("vae", schema=models.GREY)
+    numbers = []
+    for size in (500, 5):
+        monkeypatch.setattr(reference, "_READ_AT_ONCE", size)
+        numbers.append(score_likelihood(bundle, real(), num_images=12, num_samples=1, seed=0, device=CPU)[0].numbers)
+    assert numbers[1] == pytest.approx(numbers[0], rel=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -162,6 +162,19 @@ def test_the_chunk_does_not_matter(levels: int, prior: str, binarise: bool) -> N
     assert (another_class - all_at_once).abs().min() > 1e-5
 
 
+def test_parts_of_a_set_are_estimated_as_the_whole(images: Tensor) -> None:
+    """With the number of their first image, the parts draw the latents of the whole, and no others' a second time."""
+    family, networks, _, _ = one_level(1.5)
+    same = images[:1].expand(6, -1, -1, -1)
+    whole = family.log_likelihood(networks, same, None, num_samples=3, chunk=100, seed=0)
+    parts = [
+        family.log_likelihood(networks, same[first : first + 2], None, num_samples=3, chunk=100, seed=0, first=first)
+        for first in (0, 2, 4)
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    assert len(whole.unique()) == 6
+
+
 def test_no_more_than_a_chunk_is_decoded_at_once() -> None:
     """Memory is bounded by ``chunk``, over images and samples together."""
     family, networks, _, _ = one_level(1.0)
