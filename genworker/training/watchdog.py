@@ -19,7 +19,7 @@ from pydantic import Field
 from genworker.config import Spec
 from genworker.families.base import Band
 
-_REMEMBERED = 20  # reports that a usual value is taken from
+_REMEMBERED = 20  # reports that a usual value is taken from, and that steps which were not finite are counted over
 _MIN_REMEMBERED = 3
 
 _Raise = Callable[[str, str], None]  # kind, text
@@ -35,8 +35,8 @@ class WatchdogSpec(Spec):
     patience: Annotated[int, Field(ge=1)] = Field(3, description="reports in a row outside a band before the alarm")
     max_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
         20,
-        description="optimizer steps with a non-finite loss or gradient (each is skipped and counted) before the run has "
-        "diverged",
+        description="optimizer steps with a non-finite loss or gradient (each is skipped and counted) within 20 reports before "
+        "the run has diverged",
     )
     max_skipped_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1,
@@ -98,7 +98,7 @@ class Watchdog:
         self.alarms: list[Alarm] = []
         self._outside: dict[str, int] = {}  # reports in a row outside, by what is watched
         self._usual: dict[str, list[float]] = {}
-        self._nonfinite_before = self._nonfinite = nonfinite_steps
+        self._nonfinite = [nonfinite_steps]  # the count at each of the last reports
         self._skipped = 0
         # What a clock decides stays out of checkpoints, whose bytes are those of an unbroken run.
         self._slow: dict[str, int] = {}
@@ -109,8 +109,7 @@ class Watchdog:
         return {
             "outside": {kind: count for kind, count in self._outside.items() if count},
             "usual": self._usual,
-            "nonfinite_before": self._nonfinite_before,
-            "nonfinite": self._nonfinite,
+            "nonfinite": list(self._nonfinite),
             "skipped": self._skipped,
         }
 
@@ -119,7 +118,9 @@ class Watchdog:
         if state:
             self._outside = dict(state["outside"])
             self._usual = {name: list(values) for name, values in state["usual"].items()}
-            self._nonfinite_before, self._nonfinite = int(state["nonfinite_before"]), int(state["nonfinite"])
+            counts = state["nonfinite"]
+            # Older checkpoints hold the count at the start and at the last report.
+            self._nonfinite = list(counts) if isinstance(counts, list) else [state["nonfinite_before"], counts]
             self._skipped = int(state["skipped"])
 
     def judge(
@@ -152,19 +153,19 @@ class Watchdog:
     def rolled_back(self, nonfinite_steps: int) -> None:
         """Begin anew after a rollback; what is usual stays."""
         self._outside.clear()
-        self._nonfinite_before = self._nonfinite = nonfinite_steps
+        self._nonfinite = [nonfinite_steps]
 
     def _judge_steps(self, metrics: Mapping[str, Any], steps: int, alarm: _Raise) -> bool:
         total = int(metrics["nonfinite_steps"])
-        since, new = total - self._nonfinite_before, total - self._nonfinite
-        self._nonfinite = total
-        diverged = since > self._spec.max_nonfinite_steps
+        recent, new = total - self._nonfinite[0], total - self._nonfinite[-1]
+        self._nonfinite = [*self._nonfinite, total][-_REMEMBERED:]
+        diverged = recent > self._spec.max_nonfinite_steps
         if diverged:
             alarm(
                 "nonfinite_steps",
-                f"{since} steps had a non-finite loss or gradient, more than watchdog.max_nonfinite_steps "
-                f"{self._spec.max_nonfinite_steps}; lower family.lr, raise family.gamma for a GAN, or set "
-                "training.precision float32",
+                f"{recent} steps had a non-finite loss or gradient within {_REMEMBERED} reports, more than "
+                f"watchdog.max_nonfinite_steps {self._spec.max_nonfinite_steps}; lower family.lr, raise family.gamma for a "
+                "GAN, or set training.precision float32",
             )
         elif _counts(self._outside, "nonfinite_steps", outside=new > 0, patience=1):
             alarm("nonfinite_steps", f"{new} steps had a non-finite loss or gradient and were skipped")

@@ -136,6 +136,32 @@ def test_non_finite_steps_warn_first_and_then_diverge() -> None:
     assert not run.report(nonfinite=3)[0]
 
 
+def test_non_finite_steps_far_apart_are_no_divergence() -> None:
+    """The limit is on twenty reports: of a long run that meets one bad step now and then, nothing is lost; of a burst it is."""
+    run = Run(max_nonfinite_steps=3)
+    assert not any(run.report(nonfinite=report % 7 == 0)[0] for report in range(100))
+    assert not any(run.report()[0] for _ in range(20))
+    assert [run.report(nonfinite=1)[0] for _ in range(4)] == [False, False, False, True]
+
+
+def test_a_resumed_watchdog_counts_non_finite_steps_over_the_same_reports() -> None:
+    """Whenever it is stopped, the same report is the one that goes too far; also from a state of an earlier version."""
+    for stop_after in range(25):
+        whole, parts = Run(max_nonfinite_steps=3), Run(max_nonfinite_steps=3)
+        for report in range(26):
+            if report == stop_after:
+                resumed = Run(max_nonfinite_steps=3)
+                resumed.watchdog.load(json.loads(json.dumps(parts.watchdog.dump())))
+                resumed.images_seen, resumed.nonfinite = parts.images_seen, parts.nonfinite
+                parts = resumed
+            bad = int(report in {0, 18, 19, 25, 24})
+            assert parts.report(nonfinite=bad) == whole.report(nonfinite=bad)
+    earlier = Run(max_nonfinite_steps=3)
+    earlier.watchdog.load(whole.watchdog.dump() | {"nonfinite_before": 0, "nonfinite": 3})
+    earlier.nonfinite = 3
+    assert earlier.report(nonfinite=1)[0]
+
+
 def test_skipped_steps_raise_an_alarm() -> None:
     """More skipped steps than the allowed share are told with both numbers."""
     run = Run(max_skipped_share=0.1)
