@@ -28,6 +28,9 @@ _SPEC_FIRST = ("train",)
 # Keys by which a spec is known.
 _KEYS = {"generate": {"bundle", "out", "num_samples"}, "train": {"data", "family"}}
 _PROGRAM = ("python", "-m", "genworker.cli")
+# How long Ray waits for a driver that is stopped, read by the job's supervisor. Its own 3 s are less than a job takes to drain.
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+STOP_WAIT_SECONDS = 60
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "ACCESS_KEY", "API_KEY")
 
 
@@ -157,7 +160,7 @@ class Request:
                     words[place] = f"{place}/{path.name}"  # runs are called by the name of their spec
                     (folder / str(place)).mkdir()
                     shutil.copyfile(path, folder / words[place])
-            environment: dict[str, Any] = {"env_vars": dict(self.variables or {})}
+            environment: dict[str, Any] = {"env_vars": {STOP_WAIT: f"{STOP_WAIT_SECONDS}", **(self.variables or {})}}
             if folder is not None:
                 environment["working_dir"] = str(folder)
             yield shlex.join([*_PROGRAM, self.command, *words]), environment

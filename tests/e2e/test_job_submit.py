@@ -25,11 +25,12 @@ from genworker import bundle as bundles
 from genworker.cli import cli
 from genworker.reading import verify
 from genworker.stores import open_store
+from genworker.submit.request import STOP_WAIT, STOP_WAIT_SECONDS
 from genworker.training.record import BUNDLE_PREFIX
 from tests import canaries
 from tests.datasets import all_samples
 from tests.fakes.training import tiny_training
-from tests.processes import run, running
+from tests.processes import run, running, titled
 from tests.readme import shell_lines
 from tests.servers import free_port
 
@@ -149,6 +150,15 @@ def submit(head: Head, arguments: Sequence[str], *, working_dir: Path | None, ru
     return ["genworker", "submit", *flags, *arguments]
 
 
+def supervisors() -> list[str]:
+    """The environments of the processes that stop jobs, as they were started."""
+    found = []
+    for pid in titled("ray::JobSupervisor"):
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{pid}/environ").read_text(encoding="utf-8", errors="replace"))
+    return found
+
+
 def test_submitting_twice_runs_once(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
     """A second submit of the same run attaches to the first, both follow it to its end, and a third says that it is done."""
     out = tmp_path / "out"
@@ -156,6 +166,7 @@ def test_submitting_twice_runs_once(head: Head, tiny_bundle: str, tmp_path: Path
     command = submit(head, job, working_dir=head.working_dir, run_id="2026-11-25")
     with running(command, tmp_path, head.environment) as first:
         first.wait_until(lambda: "submitted: genworker-generate-" in first.stderr)
+        first.wait_until(lambda: any(f"{STOP_WAIT}={STOP_WAIT_SECONDS}" in text for text in supervisors()))
         second = run(command, tmp_path, head.environment)
         assert first.wait() == 0, first.stdout + first.stderr
     assert second.process.returncode == 0, second.stdout + second.stderr

@@ -18,7 +18,7 @@ import pytest
 
 from genworker.bulk.schedule import load_run
 from genworker.cli import cli
-from genworker.submit.request import call_of
+from genworker.submit.request import STOP_WAIT, STOP_WAIT_SECONDS, call_of
 from tests.infra.files import INFRA
 from tests.infra.hcl import load
 from tests.infra.manifests import (
@@ -164,13 +164,16 @@ def test_every_pod_is_restricted_and_asks_for_what_it_uses(overlay: str) -> None
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_drain_fits_into_the_grace(overlay: str) -> None:
-    """Ray gives a stopped driver so many seconds, and the pod ends later than that; Ray's default of 3 s is replaced."""
+    """Ray gives a stopped driver longer than that drains, and the pod ends later still; Ray's default of 3 s is replaced."""
+    (drain,) = (option.default for option in cli.commands["generate"].params if option.name == "drain_timeout")
+    assert isinstance(drain, float)
+    assert drain < STOP_WAIT_SECONDS
     for document in ray_documents(overlay):
         for name, group in groups(document):
             spec = group["template"]["spec"]
             env = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
-            wait = int(env["RAY_JOB_STOP_WAIT_TIME_S"] or 0)
-            assert 60 <= wait < spec["terminationGracePeriodSeconds"], name
+            wait = int(env[STOP_WAIT] or 0)
+            assert STOP_WAIT_SECONDS <= wait < spec["terminationGracePeriodSeconds"], name
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

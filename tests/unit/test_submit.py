@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from genworker.cli import cli
 from genworker.config import preset_path
 from genworker.errors import UsageError
-from genworker.submit.request import Request, call_of
+from genworker.submit.request import STOP_WAIT, Request, call_of
 
 
 @pytest.fixture
@@ -114,6 +114,16 @@ def test_a_working_directory_is_sent_as_it_is(spec: Path) -> None:
     with Request("train", [str(spec)], working_dir=folder).packed() as (entrypoint, environment):
         assert environment["working_dir"] == str(folder)
         assert shlex.split(entrypoint)[4] == "specs/mine.yaml"
+
+
+def test_a_job_that_is_stopped_has_time_to_drain() -> None:
+    """Longer than the jobs wait for their shards by default, unless another time is asked for."""
+    (drain,) = (option.default for option in cli.commands["generate"].params if option.name == "drain_timeout")
+    assert isinstance(drain, float)
+    with Request("generate", []).packed() as (_, environment):
+        assert int(environment["env_vars"][STOP_WAIT]) >= 2 * drain
+    with Request("generate", [], variables={STOP_WAIT: "300", "A": "b"}).packed() as (_, environment):
+        assert environment["env_vars"] == {STOP_WAIT: "300", "A": "b"}
 
 
 def test_names_of_presets_are_left_alone() -> None:
