@@ -23,9 +23,10 @@ from genworker.errors import PlanError, UsageError
 from genworker.sampling.calibration import (
     WORTHWHILE_SECONDS,
     Calibration,
+    Measurement,
     calibrate,
     clock_of,
-    samples_per_second,
+    measured,
     steps_for,
 )
 from genworker.sampling.engine import Engine
@@ -203,12 +204,13 @@ def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_act
     start = numerics_for(spec, schema, device)
     unmeasured = Calibration(numerics=start, seconds=0.0, trials=())
 
-    def speed(numerics: Numerics, **how_long: float) -> float:
+    def measure(numerics: Numerics, **how_long: float) -> Measurement:
         plan = make_plan(spec, bundle.info, numerics)
-        return useful_share(plan) * samples_per_second(Engine(bundle, plan, device), numerics, **how_long)
+        rate, pixels = measured(Engine(bundle, plan, device), numerics, **how_long)
+        return Measurement(rate * useful_share(plan), pixels)
 
     # Measured also where nothing is to be compared: the generator proves itself before there is a plan.
-    rate = speed(start, seconds=0.0)
+    rate = measure(start, seconds=0.0).samples_per_second
     if not spec.calibrate or spec.num_samples / num_actors < rate * WORTHWHILE_SECONDS:
         return unmeasured
     generator = bundle.generator()
@@ -220,7 +222,7 @@ def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_act
         force_float32=spec.precision == "float32",
         fixed_micro_batch=spec.micro_batch is not None,
     )
-    return calibrate(start, steps, speed, clock=clock_of(start))
+    return calibrate(start, steps, measure, clock=clock_of(start))
 
 
 def check_same(spec: GenerateSpec, info: BundleInfo, existing: Plan) -> Plan:

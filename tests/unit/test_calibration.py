@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,9 +14,12 @@ from genworker.bulk import commit
 from genworker.bulk import request as request_module
 from genworker.bulk.request import GenerateSpec, calibrated, check_same, make_plan, numerics_for, sample_schema
 from genworker.cli.look import describe
-from genworker.errors import PlanError
-from genworker.sampling.calibration import Calibration, Trial, calibrate, steps_for
+from genworker.errors import BundleError, PlanError
+from genworker.sampling import evaluators
+from genworker.sampling.calibration import Calibration, Measurement, Trial, calibrate, steps_for
 from genworker.sampling.numerics import check_numerics, resolve_numerics
+from genworker.sampling.subpixel import with_subpixel_layers
+from genworker.schema import Pixels
 from genworker.stores import open_store
 from tests.fakes import dataset as fake
 from tests.fakes import models
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 START = resolve_numerics(CPU, models.SMALL, {}, force_float32=True)
+IMAGES: Pixels = np.random.default_rng(0).integers(60, 180, (8, 7, 6, 3)).astype(np.uint8)
 STEPS: list[list[dict[str, Any]]] = [
     [{"memory_format": "contiguous"}],
     [{"micro_batch": 32}, {"micro_batch": 64}, {"micro_batch": 256}],
@@ -36,13 +41,17 @@ def request(**changes: Any) -> GenerateSpec:
     return GenerateSpec(**(values | changes))
 
 
+def right(samples_per_second: float) -> Measurement:
+    """A measurement of whoever makes the images that all make."""
+    return Measurement(samples_per_second, IMAGES)
+
+
 def test_the_best_of_each_step_is_kept() -> None:
     """Later steps build on what earlier ones found, and every trial is told."""
 
-    def speed(numerics: Numerics) -> float:
-        return {32: 100, 64: 150, 128: 110, 256: 90}[numerics.micro_batch] * (
-            1.5 if numerics.memory_format == "contiguous" else 1
-        )
+    def speed(numerics: Numerics) -> Measurement:
+        rate = {32: 100, 64: 150, 128: 110, 256: 90}[numerics.micro_batch]
+        return right(rate * (1.5 if numerics.memory_format == "contiguous" else 1))
 
     found = calibrate(START, STEPS, speed)
     assert (found.numerics.memory_format, found.numerics.micro_batch) == ("contiguous", 64)
@@ -52,32 +61,72 @@ def test_the_best_of_each_step_is_kept() -> None:
 
 def test_noise_is_not_taken_for_speed() -> None:
     """A gain of two percent changes nothing: equal machines should choose alike."""
-    found = calibrate(START, STEPS, lambda numerics: 102.0 if numerics != START else 100.0)
+    found = calibrate(START, STEPS, lambda numerics: right(102.0 if numerics != START else 100.0))
     assert found.numerics == START
 
 
-def test_what_cannot_be_carried_out_is_left_out_and_told() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, BundleError, PlanError])
+def test_what_cannot_be_carried_out_is_left_out_and_told(error: type[Exception]) -> None:
     """A way that fails is excluded with its reason; the others are tried."""
 
-    def speed(numerics: Numerics) -> float:
+    def speed(numerics: Numerics) -> Measurement:
         if numerics.micro_batch == 256:
-            raise RuntimeError("out of memory\nwith details")
-        return 1000.0 / numerics.micro_batch
+            raise error("out of memory\nwith details")
+        return right(1000.0 / numerics.micro_batch)
 
     found = calibrate(START, STEPS, speed)
     assert found.numerics.micro_batch == 32
     assert [trial.failed for trial in found.trials if trial.failed] == ["out of memory"]
-    with pytest.raises(RuntimeError):  # what it begins with has to work
+    with pytest.raises(error):  # what it begins with has to work
         calibrate(START.model_copy(update={"micro_batch": 256}), STEPS, speed)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "failed"),
+    [
+        (IMAGES + 1, ""),
+        (IMAGES[:3], ""),  # a smaller micro-batch
+        (np.where(np.arange(IMAGES.size).reshape(IMAGES.shape) == 5, IMAGES + 60, IMAGES), ""),
+        (IMAGES + 2, "other images: 2.0 of 255 steps from the first trial's on average and 2 at worst"),
+        (IMAGES[::-1], "other images: "),
+        (np.where(np.arange(IMAGES.size).reshape(IMAGES.shape) == 5, IMAGES + 70, IMAGES), "and 70 at worst"),
+    ],
+)
+def test_fast_and_wrong_is_wrong(pixels: Pixels, failed: str) -> None:
+    """Images may be rounded otherwise than those of the start, but have to be the same images; speed does not excuse."""
+
+    def speed(numerics: Numerics) -> Measurement:
+        return right(100.0) if numerics.memory_format == "channels_last" else Measurement(1000.0, pixels)
+
+    found = calibrate(START, STEPS[:1], speed)
+    assert found.numerics.memory_format == ("channels_last" if failed else "contiguous")
+    assert failed in found.trials[1].failed
+    assert bool(found.trials[1].failed) == bool(failed)
+
+
+def test_an_engine_that_is_wrong_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rewritten layer that computes something else is found on the real engine, and told."""
+
+    def wrong(module: nn.Module) -> nn.Module:
+        for parameter in with_subpixel_layers(module).parameters():
+            parameter.neg_()
+        return module
+
+    monkeypatch.setattr(evaluators, "with_subpixel_layers", wrong)
+    monkeypatch.setattr(request_module, "steps_for", lambda *_what, **_fixed: [[{"upsampling": "subpixel"}]])
+    bundle = models.bundle_of(generator={"widths": [8, 4], "patch": 2})
+    found = calibrated(request(precision="float32", micro_batch=16), bundle, CPU, 1)
+    assert [trial.failed[:12] for trial in found.trials] == ["", "other images"]
+    assert found.numerics.upsampling == "transposed"
 
 
 def test_it_keeps_to_its_time() -> None:
     """No trial begins that would end after the budget; what was found until then counts."""
     now = [0.0]
 
-    def speed(numerics: Numerics) -> float:
+    def speed(numerics: Numerics) -> Measurement:
         now[0] += 2.0
-        return float(numerics.micro_batch)
+        return right(float(numerics.micro_batch))
 
     found = calibrate(START, STEPS, speed, budget_seconds=5.0, clock=lambda: now[0])
     assert len(found.trials) == 2
@@ -125,7 +174,7 @@ def test_a_long_job_is_calibrated_on_the_real_engine() -> None:
 
 def test_a_speed_is_that_of_samples_that_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two micro-batches that are equally fast, the one that shards of the user's size fill is worth more."""
-    monkeypatch.setattr(request_module, "samples_per_second", lambda *_args, **_how_long: 1000.0)
+    monkeypatch.setattr(request_module, "measured", lambda *_args, **_how_long: right(1000.0))
     spec = request(samples_per_shard=64, num_samples=10**9)
     found = calibrated(spec, models.bundle_of(), CPU, 1)
     speeds = {trial.micro_batch: trial.samples_per_second for trial in found.trials}
