@@ -17,6 +17,11 @@ from genworker.families.blocks import DownStack, StackConfig, UpStack
 from genworker.families.layers import FilteredResample
 from genworker.families.r3gan_config import R3GANConfig
 from genworker.schema import ImageSchema
+from genworker.training.examine import Examiner
+from genworker.training.loader import Loader
+from genworker.training.order import held_out_indices
+from genworker.training.step import Meter, Trainer
+from genworker.training.watchdog import Watchdog
 from tests.fakes import models
 from tests.fakes.steps import Context
 
@@ -75,21 +80,52 @@ def test_penalties_of_a_linear_score_are_known() -> None:
     assert float(gan_losses.one_centred(squared)) == pytest.approx(16.0)
 
 
-def test_penalties_look_through_the_augmentation() -> None:
-    """R1 is the derivative by the pixels before augmentation: contrast doubled doubles the gradient."""
+@pytest.mark.parametrize("penalty", ["r1", "r2"])
+def test_penalties_look_through_the_augmentation(penalty: str) -> None:
+    """They are derivatives by the pixels before augmentation: contrast doubled doubles the gradient."""
     config = config_of(augment={"groups": ["colour"], "schedule": 1.0})
-    family, networks = families.make(config, models.SMALL), None
-    networks = models.networks_of(config, models.SMALL)
-    augment = networks["augment"]
+    family, networks = families.make(config, models.SMALL), models.networks_of(config, models.SMALL)
+    augment, batch, ctx = networks["augment"], batch_of(6), Context(6)
     assert isinstance(augment, Augment)
-    losses = family.phases()[0].loss(networks, batch_of(6), Context(6))
-    images = batch_of(6).images.requires_grad_()
-    shown = augment(images, Context(6).uniform(1, 32))
-    scores = networks["discriminator"](shown, batch_of(6).labels)
+    losses = family.phases()[0].loss(networks, batch, ctx)
+    images, stream = batch.images, 1
+    if penalty == "r2":
+        images, stream = networks["generator"](ctx.noise(0, config.latent_dim), batch.labels).detach(), 2
+    images.requires_grad_()
+    shown = augment(images, ctx.uniform(stream, 32))
+    scores = networks["discriminator"](shown, batch.labels)
     by_original, by_shown = torch.autograd.grad(scores.sum(), [images, shown])
-    r1 = by_original.square().sum((1, 2, 3)).mean()
-    torch.testing.assert_close(losses["r1"].detach(), r1, rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(r1, by_shown.square().sum((1, 2, 3)).mean(), rtol=0.05)
+    by_hand = by_original.square().sum((1, 2, 3)).mean()
+    torch.testing.assert_close(losses[penalty].detach(), by_hand, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(by_hand, by_shown.square().sum((1, 2, 3)).mean(), rtol=0.05)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("block", ["plain", "bottleneck"])
+def test_bfloat16_costs_losses_and_penalties_less_than_two_per_cent(
+    block: str, augmented: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Convolutions alone are rounded: augmentation, derivatives by pixels, penalties and losses stay in float32."""
+    config = config_of(block=block, augment={"schedule": 0.6} if augmented else None)
+    family, networks = families.make(config, models.SMALL), models.networks_of(config, models.SMALL)
+    derivatives: list[torch.Tensor] = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: derivatives.extend(found := grad(*a, **k)) or found)
+    for phase in family.phases():
+        exact = phase.loss(networks, batch_of(16), Context(16))
+        derivatives.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            low = phase.loss(networks, batch_of(16), Context(16))
+        assert [value.dtype for value in derivatives] == [torch.float32] * (2 if "r1" in exact else 0)
+        assert {value.dtype for value in low.values()} == {torch.float32}
+        for name in sorted({"loss", "adversarial", "r1", "r2"} & exact.keys()):
+            assert not torch.equal(low[name], exact[name]), f"{name} was not computed in bfloat16 at all"
+            torch.testing.assert_close(low[name], exact[name], rtol=0.02, atol=0.0)
+    if augmented:
+        images, uniform = batch_of(16).images, Context(16).uniform(1, 32)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = networks["augment"](images, uniform)
+        assert torch.equal(rounded, networks["augment"](images, uniform))
 
 
 def test_packs_are_judged_together() -> None:
@@ -189,6 +225,37 @@ def test_the_held_out_gap_is_in_standard_deviations() -> None:
 def test_the_balance_of_penalties_is_the_log_ratio_of_gradient_norms() -> None:
     """Gradients four times as large at generated images are two doublings."""
     assert float(gan_health.balance(torch.tensor(1.0), torch.tensor(16.0), Context(1))) == pytest.approx(2.0)
+
+
+def test_a_discriminator_that_knows_its_images_by_heart_raises_the_alarm() -> None:
+    """Trained on 34 images only, it soon scores them above 32 that it never saw, and the alarm says what to do."""
+    stack = {"widths": [32, 16], "blocks": 0, "patch": 4}
+    game = {"loss": "non_saturating", "r1": False, "r2": False, "lr": 5e-3, "conditional": False}
+    spec = models.train_spec(
+        "r3gan",
+        family={"generator": stack, "discriminator": stack} | game,
+        images=120 * 33,
+        batch_size=33,
+        limit=66,
+        holdout_share=0.49,
+    )
+    source = models.shipped_source(66)
+    trainer = Trainer(spec, source, 0, 1, torch.device("cpu"))
+    examiner, watchdog = Examiner(trainer, source), Watchdog(spec.watchdog, trainer.family.bands())
+    report = {"images_per_second": 1.0, "nonfinite_steps": 0, "skipped_steps": 0}
+    alarms: list[str] = []
+    with Loader(source, batch_size=33, seed=0, held_out=held_out_indices(66, 0.49), prefetch=0) as loader:
+        while not alarms and loader.images_seen < spec.training.images:
+            report["images_seen"] = loader.images_seen
+            progress = loader.images_seen / spec.training.images
+            _, found = watchdog.judge(report | examiner.measure(), progress, [1.0], 10)
+            alarms += [str(alarm) for alarm in found]
+            for _ in range(10):
+                trainer.step([next(loader)], Meter())
+    assert loader.images_seen > 40 * 33  # untrained, it knows none
+    assert len(alarms) == 1
+    assert "held_out_gap is" in alarms[0]
+    assert "learns them by heart; bring more data, or switch family.augment on" in alarms[0]
 
 
 @pytest.mark.parametrize(
