@@ -89,6 +89,28 @@ def test_a_collapse_raises_the_alarm_and_health_does_not() -> None:
     assert healthy["elbo_gap"] == pytest.approx(healthy["elbo_train"] - healthy["elbo_held_out"])
 
 
+@pytest.mark.parametrize(("beta", "active"), [(1.0, 10), (1000.0, 0)])
+def test_latents_that_training_has_killed_raise_the_alarm(beta: float, active: int) -> None:
+    """Without free bits, and with a KL term that drowns the pixels, no latent stays active, and the watchdog says so."""
+    values = {"network": "mlp", "mlp_width": 16, "latent_dim": 10, "prior": "standard", "second_stage": False}
+    rest = {"free_bits": 0.0, "kl_warmup": 0.0, "lr": 1e-2, "beta": beta}
+    spec = models.train_spec("vae", family=values | rest, limit=256, images=40 * 32, batch_size=32)
+    source = models.shipped_source(256)
+    trainer = Trainer(spec, source, 0, 1, torch.device("cpu"))
+    with Loader(source, batch_size=32, seed=0, prefetch=0) as loader:
+        for _ in range(40):
+            trainer.step([next(loader)], Meter())
+    measures = Examiner(trainer, source).measure()
+    assert measures["active_units"] == active
+    report = {"images_seen": 1280, "images_per_second": 1.0, "nonfinite_steps": 0, "skipped_steps": 0, **measures}
+    watchdog = Watchdog(spec.watchdog, trainer.family.bands())
+    for _ in range(spec.watchdog.patience):
+        watchdog.judge(report, 1.0, [1.0], 40)
+    texts = [alarm.text for alarm in watchdog.alarms if alarm.kind == "active_units"]
+    assert len(texts) == (active == 0)
+    assert all("active_units is 0, its band is [2, inf]: the posterior has collapsed" in text for text in texts)
+
+
 @pytest.mark.parametrize("prior", ["standard", "flow", "vampprior"])
 def test_dead_latents_are_not_counted_as_active(prior: str) -> None:
     """A latent whose posterior is the same for every image is not active, whatever the prior; the others are."""
