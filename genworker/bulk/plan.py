@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from genworker import codecs, formats
 from genworker.config import Spec, digest_of
@@ -28,6 +28,8 @@ BUNDLE_PREFIX = CONTROL_PREFIX + "bundle/"
 DATA_PREFIX = "data/"
 MANIFEST_KEY = "_manifest.json"
 SUCCESS_KEY = "_SUCCESS"
+
+_MAX_SAMPLES = 10**18
 
 
 class Numerics(Spec):
@@ -54,6 +56,15 @@ Column = Literal["label", "latents", "score"]
 COLUMNS: tuple[Column, ...] = get_args(Column)
 
 
+def _can_be_named(num_samples: int) -> int:
+    if num_samples >= _MAX_SAMPLES:
+        raise ValueError("samples are named by their index, in 18 digits at most; use less than 10**18")
+    return num_samples
+
+
+NumSamples = Annotated[int, Field(ge=1), AfterValidator(_can_be_named)]
+
+
 class Plan(Spec):
     """The complete description of one dataset."""
 
@@ -61,7 +72,7 @@ class Plan(Spec):
     bundle_digest: str
     image_schema: ImageSchema
     seed: Annotated[int, Field(ge=0, lt=2**63)]
-    num_samples: Annotated[int, Field(ge=1)]
+    num_samples: NumSamples
     samples_per_shard: Annotated[int, Field(ge=1)]
     labels: str = Field("balanced", description="balanced, uniform, or one class number")
     split: Literal["train", "test", "validation"] = "train"

@@ -14,7 +14,7 @@ from torch import nn
 from genworker import bundle as bundles
 from genworker import codecs, formats
 from genworker.bulk import commit
-from genworker.bulk.plan import COLUMNS, Column, Numerics, Plan, differences
+from genworker.bulk.plan import COLUMNS, Column, Numerics, NumSamples, Plan, differences
 from genworker.bulk.shard import numerics_here
 from genworker.bundle import Bundle, BundleInfo
 from genworker.config import Spec
@@ -48,7 +48,7 @@ class GenerateSpec(Spec):
 
     bundle: str = Field(description="URL of a bundle")
     out: str = Field(description="URL of the dataset to make")
-    num_samples: Count
+    num_samples: NumSamples
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     samples_per_shard: Count | None = Field(None, description="default: by size, at least 16 shards")
     labels: str = Field("balanced", description="balanced, uniform, or one class number")

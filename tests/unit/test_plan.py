@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genworker.bulk.plan import DATA_PREFIX, Numerics, Plan, differences
+from genworker.bulk.request import GenerateSpec
 from genworker.config import canonical_json
 from genworker.errors import UsageError
 from genworker.schema import ImageSchema
@@ -56,7 +57,7 @@ def test_the_shards_cover_every_sample_once(num_samples: int, samples_per_shard:
 
 
 @settings(max_examples=60, deadline=None)
-@given(num_samples=st.integers(1, 2**60), samples_per_shard=st.integers(1, 2**40), data=st.data())
+@given(num_samples=st.integers(1, 10**18 - 1), samples_per_shard=st.integers(1, 2**40), data=st.data())
 def test_any_shard_of_a_huge_plan_is_found_at_once(
     num_samples: int, samples_per_shard: int, data: st.DataObject
 ) -> None:
@@ -217,6 +218,18 @@ def test_wrong_values_are_refused(field: str, value: object) -> None:
     """Values outside their range, and fields that no plan has, are refused by name."""
     with pytest.raises(UsageError, match=field):
         plan_of(**{field: value})
+
+
+def test_more_samples_than_can_be_named_are_refused() -> None:
+    """Keys of samples have 18 digits at most, in every format: more samples are refused in plans and in requests."""
+    request = {"bundle": "-", "out": "-"}
+    assert plan_of(num_samples=10**18 - 1).num_samples == 10**18 - 1
+    assert GenerateSpec.parse(request | {"num_samples": 10**18 - 1}, origin="test").num_samples == 10**18 - 1
+    message = "key 'num_samples' is 1000000000000000000: samples are named by their index, .* use less than 10"
+    with pytest.raises(UsageError, match=message):
+        plan_of(num_samples=10**18)
+    with pytest.raises(UsageError, match=message):
+        GenerateSpec.parse(request | {"num_samples": 10**18}, origin="test")
 
 
 def test_a_shards_provenance_names_plan_and_range() -> None:
