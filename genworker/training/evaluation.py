@@ -1,12 +1,11 @@
 """How good a generator is: numbers of generated images beside those of as many real ones.
 
-In: a bundle (or a run's checkpoint) and real images. Out: an `Evaluation`: scores with their cards, and the floor, the same
-scores of real training images in place of the generated ones. It computes where it is called and knows nothing of Ray.
+In: a bundle and real images. Out: an `Evaluation`: scores with their cards, and the floor, the same scores of real training
+images in place of the generated ones. It computes where it is called and knows nothing of Ray.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,24 +16,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from genworker import families, metrics
-from genworker.bundle import Bundle, Lineage
-from genworker.errors import CheckpointError, UsageError
-from genworker.families.base import Scorer
+from genworker import metrics
+from genworker.bundle import Bundle
+from genworker.errors import UsageError
 from genworker.metrics.base import Metric
 from genworker.metrics.cards import Card, Score
 from genworker.metrics.classifier import ClassifierConfig
 from genworker.metrics.extractor import Extractor
 from genworker.sampling.latents import latents
 from genworker.sampling.pixels import quantise
-from genworker.schema import ImageSchema, Int64Array, Pixels
-from genworker.stores import open_store
+from genworker.schema import Int64Array, Pixels
 from genworker.stores.base import Store
-from genworker.training import checkpoint, log_likelihood
+from genworker.training import log_likelihood
 from genworker.training.extractors import get_extractor
-from genworker.training.record import BEST_PREFIX, best_evaluations, evaluation_key, read_evaluations
-from genworker.training.reference import RealImages, real_images
-from genworker.training.spec import TrainSpec
+from genworker.training.reference import RealImages
 
 DEFAULT_SAMPLES = 2_000
 _AT_ONCE = 128
@@ -177,59 +172,6 @@ def generate(
         part = None if labels is None else labels[start : start + count]
         classes = None if part is None else torch.from_numpy(part).to(device)
         yield quantise(generator(z, classes)), part
-
-
-def evaluate_checkpoint(spec: TrainSpec, url: str, key: str) -> tuple[dict[str, Any], bool]:
-    """Evaluate the averaged generator of a checkpoint and store the outcome; to be called anywhere, also far from training.
-
-    Its bundle is stored below ``best/`` if no evaluation of the run is better.
-
-    Args:
-        spec: of the run.
-        url: of the run.
-        key: of the checkpoint below it.
-
-    Returns:
-        What is stored below ``evaluations/``, `Evaluation.to_json` and ``images_seen``, and whether it is the best.
-
-    Raises:
-        CheckpointError, ObjectMissingError: the checkpoint is damaged, of another spec, or was pruned meanwhile.
-        UsageError, SourceError, StoreError: as their parts raise them.
-    """
-    store = open_store(url)
-    settings = spec.evaluation
-    real = real_images(spec.data, spec.training.holdout_share, settings.split)
-    bundle, images_seen = averaged(store, key, spec, real.schema)
-    outcome = evaluate(
-        bundle,
-        real,
-        num_samples=settings.num_samples,
-        also=(metrics.of_number(settings.metric),),
-        cache=store,
-        config=ClassifierConfig(images=settings.extractor_images),
-    )
-    text = {"images_seen": images_seen, **outcome.to_json()}
-    store.put(evaluation_key(images_seen), json.dumps(text).encode(), overwrite=True)
-    higher_is_better = metrics.higher_is_better(settings.metric)
-    best = best_evaluations(read_evaluations(store), settings.metric, higher_is_better=higher_is_better)[:1]
-    if best == [images_seen]:
-        bundle.save(store, BEST_PREFIX)
-    return text, best == [images_seen]
-
-
-def averaged(store: Store, key: str, spec: TrainSpec, schema: ImageSchema) -> tuple[Bundle, int]:
-    """The averaged networks of a checkpoint as a bundle, and the images seen. Raises CheckpointError."""
-    snapshot = checkpoint.read(store, key)
-    if snapshot.identity != spec.identity():
-        raise CheckpointError(f"{store.url}/{key} was written by another spec than the one that it is evaluated with")
-    family = families.make(spec.family, schema)
-    built = family.build()
-    networks = nn.ModuleDict({name: built[name] for name in family.served})
-    networks.load_state_dict(checkpoint.average_of(snapshot))
-    judges = nn.ModuleDict({name: built[name] for name in (family.scoring if isinstance(family, Scorer) else ())})
-    judges.load_state_dict(checkpoint.trained_of(snapshot, judges.keys()))
-    images_seen = int(snapshot.counters["images_seen"])
-    return Bundle.pack(spec.family, schema, networks, Lineage(images_seen=images_seen), judges), images_seen
 
 
 def _new(names: Iterable[str], real: RealImages) -> dict[str, Metric]:

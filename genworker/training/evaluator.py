@@ -15,22 +15,25 @@ import ray
 
 from genworker.errors import GenworkerError, ObjectMissingError
 from genworker.training import checkpoint
-from genworker.training.evaluation import evaluate_checkpoint
+from genworker.training.best import evaluate_checkpoint
 from genworker.training.spec import TrainSpec
 
 _LAST_SECONDS = 600.0  # for the evaluation of the last checkpoint, which the run waits for
 
 
 def _measure(values: dict[str, Any], url: str, key: str) -> str | None:
-    """What the task does; returns the line to tell, or None where the checkpoint was pruned meanwhile."""
+    """What the task does; returns the line to tell, or None where the checkpoint is no part of the run any more."""
     import torch
 
     torch.set_num_threads(1)  # the workers need the others
     spec = TrainSpec.model_validate(values)
     try:
-        outcome, is_best = evaluate_checkpoint(spec, url, key)
+        measured = evaluate_checkpoint(spec, url, key)
     except ObjectMissingError:
         return None
+    if measured is None:
+        return None
+    outcome, is_best = measured
     best = " (the best so far)" if is_best else ""
     number = outcome["metrics"].get(spec.evaluation.metric)
     text = "not finite" if number is None else f"{number:.4g}"
@@ -56,12 +59,15 @@ class Evaluator:
         self._trained = False
         self._late: list[str] = []
         self._next_due = self._due_after(measured)
+        self._newest = -1
+        self._outdated = False
         labels = dict(spec.resources.node_labels) or None  # other nodes may not be allowed to write to the run
         self._task = ray.remote(_measure).options(num_cpus=self._spare_cpus(), max_retries=1, label_selector=labels)
 
     def offer(self, key: str | None) -> None:
         """Take note of the newest checkpoint, and tell what came of an earlier one."""
-        self._trained = key is not None and checkpoint.images_of(key) >= self._spec.training.images
+        if key is not None:
+            self._note(key)
         self._collect(0.0)
         if key is None or self._running is not None or not self._is_due(key):
             return
@@ -78,6 +84,15 @@ class Evaluator:
             self._collect(max(1.0, deadline - time.monotonic()))
         return self._late
 
+    def _note(self, key: str) -> None:
+        images_seen = checkpoint.images_of(key)
+        self._trained = images_seen >= self._spec.training.images
+        if images_seen < self._newest:
+            # The run went back: what was measured beyond this is measured again when it comes again.
+            self._done_key, self._next_due = key, self._due_after(images_seen)
+            self._outdated = self._running_key is not None and checkpoint.images_of(self._running_key) > images_seen
+        self._newest = images_seen
+
     def _due_after(self, images_seen: int) -> int:
         """From how many images on a checkpoint is due after one of ``images_seen``."""
         every = self._spec.evaluation.every_images
@@ -89,7 +104,7 @@ class Evaluator:
         return checkpoint.images_of(key) >= self._next_due
 
     def _start(self, key: str) -> None:
-        self._running_key = key
+        self._running_key, self._outdated = key, False
         self._running = self._task.remote(self._spec.model_dump(mode="json"), self._url, key)
 
     def _collect(self, seconds: float) -> None:
@@ -112,7 +127,9 @@ class Evaluator:
             line = f"the evaluation of {self._running_key} was lost, training goes on: {str(err).splitlines()[0]}"
         if line is not None:
             self._on_event(line)
-        self._done_key, self._running = self._running_key, None
+        if not self._outdated:
+            self._done_key = self._running_key
+        self._running = self._running_key = None
 
     def _spare_cpus(self) -> int:
         """One processor where the workers leave one, else none of its own: it shares theirs."""

@@ -19,6 +19,7 @@ ENVIRONMENT_KEY = "environment.jsonl"  # one line per start: when, on what, from
 EVALUATIONS_PREFIX = "evaluations/"
 SAMPLES_PREFIX = "samples/"
 BUNDLE_PREFIX = "bundle/"
+ROLLBACKS_KEY = "rollbacks.jsonl"  # one line per rollback: its number, the images seen where it went back to
 BEST_PREFIX = "best/"  # the bundle of the checkpoint with the best evaluation so far
 
 Metrics = dict[str, Any]
@@ -132,6 +133,13 @@ def read_evaluations(store: Store, after: int = -1) -> list[dict[str, Any]]:
     """The evaluations of a run beyond ``after`` images, in order; each holds ``images_seen`` and ``metrics``."""
     keys = [info.key for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")]
     return [json.loads(store.get(key)) for key in keys if _images_of(key) > after]
+
+
+def was_taken_back(store: Store, images_seen: int, rollbacks: int) -> bool:
+    """Whether the run went back to before a checkpoint, made after so many images and rollbacks."""
+    return any(
+        line["images_seen"] < images_seen and line["rollback"] > rollbacks for line in read_lines(store, ROLLBACKS_KEY)
+    )
 
 
 def last_evaluated(store: Store) -> int:

@@ -15,9 +15,9 @@ import torch
 
 import genworker
 from genworker.errors import CheckpointError
-from genworker.metrics import higher_is_better
 from genworker.stores.base import Store
 from genworker.training import checkpoint
+from genworker.training.best import best_of, take_best_back
 from genworker.training.callbacks.group import CallbackGroup
 from genworker.training.pictures import key_of as picture_key
 from genworker.training.pictures import png_bytes, sample_grid
@@ -25,9 +25,9 @@ from genworker.training.record import (
     ALARMS_KEY,
     ENVIRONMENT_KEY,
     METRICS_KEY,
+    ROLLBACKS_KEY,
     Lines,
     Metrics,
-    best_evaluations,
     evaluation_key,
     read_evaluations,
 )
@@ -133,20 +133,24 @@ class Recorder:
     def take_back(self, trainer: Trainer) -> None:
         """After a rollback: drop what is newer, set its reports aside, store the new start, not yet proven good."""
         counters = trainer.state.counters
+        # First of all, so that an evaluation that is under way does not bring back what is dropped here.
+        rollbacks = Lines(self._store, ROLLBACKS_KEY)
+        rollbacks.append({"rollback": counters.rollbacks, "images_seen": counters.images_seen})
+        rollbacks.flush()
         for key in checkpoint.keys(self._store):
             if checkpoint.images_of(key) > counters.images_seen:
                 self._store.delete(key)
         for line in read_evaluations(self._store, after=counters.images_seen):
             self._store.delete(evaluation_key(line["images_seen"]))
+        take_best_back(self._store, self._spec, trainer.family.schema, counters.images_seen)
+        self._told_evaluations = min(self._told_evaluations, counters.images_seen)
         dropped = self._metrics.text()
         self._store.put(f"{DIVERGED_PREFIX}metrics-{counters.rollbacks}.jsonl", dropped, overwrite=True)
         self._metrics.cut(counters.images_seen)
         self.save(trainer, {}, good=False)
 
     def _best(self) -> frozenset[int]:
-        metric = self._spec.evaluation.metric
-        best = best_evaluations(read_evaluations(self._store), metric, higher_is_better=higher_is_better(metric))
-        return frozenset(best[: self._spec.training.keep_best_checkpoints])
+        return frozenset(best_of(self._store, self._spec)[: self._spec.training.keep_best_checkpoints])
 
     def _tell_evaluations(self) -> None:
         """Hand what was measured beside training since the last checkpoint to the callbacks."""

@@ -27,7 +27,8 @@ from genworker.sources import open_source
 from genworker.sources.fashion_mnist import FashionMnistConfig
 from genworker.stores import open_store
 from genworker.training import checkpoint
-from genworker.training.evaluation import averaged, evaluate
+from genworker.training.best import averaged
+from genworker.training.evaluation import evaluate
 from genworker.training.extractors import get_extractor
 from genworker.training.record import BUNDLE_PREFIX
 from genworker.training.reference import RealImages, real_images
@@ -54,8 +55,9 @@ def bundle_at(url: str) -> Bundle:
         if any(store.list(prefix + bundles.BUNDLE_KEY)):
             return bundles.load(store, prefix)
     key = checkpoint.keys(store)[0]
-    spec = TrainSpec.parse(checkpoint.read(store, key).identity, origin=key)
-    return averaged(store, key, spec, open_source(spec.data).schema)[0]
+    snapshot = checkpoint.read(store, key)
+    spec = TrainSpec.parse(snapshot.identity, origin=key)
+    return averaged(snapshot, key, spec, open_source(spec.data).schema)[0]
 
 
 def quality(url: str, real: RealImages, cache: str, num_samples: int, num_synthetic: int) -> dict[str, Any]:

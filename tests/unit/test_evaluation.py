@@ -20,8 +20,9 @@ from genworker.metrics.extractor import load_extractor
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.sources.fashion_mnist import FashionMnistConfig
 from genworker.stores import open_store
-from genworker.training import loop, record, reference
-from genworker.training.evaluation import evaluate, evaluate_checkpoint, generate
+from genworker.training import best, checkpoint, loop, record, reference
+from genworker.training.best import evaluate_checkpoint
+from genworker.training.evaluation import evaluate, generate
 from genworker.training.extractors import get_extractor
 from genworker.training.log_likelihood import has_likelihood, score_likelihood
 from genworker.training.order import held_out_indices
@@ -232,7 +233,9 @@ def test_a_checkpoint_is_evaluated_into_its_run(run: Path) -> None:
     settings = spec.evaluation.model_copy(update={"num_samples": 40, "extractor_images": 256})
     spec = spec.model_copy(update={"evaluation": settings})
     key = "checkpoints/images-000000000048.safetensors"
-    outcome, is_best = evaluate_checkpoint(spec, str(run), key)
+    measured = evaluate_checkpoint(spec, str(run), key)
+    assert measured is not None
+    outcome, is_best = measured
     assert is_best
     assert bundles.load_info(open_store(str(run)), record.BEST_PREFIX).lineage.images_seen == 48
     stored = json.loads((run / "evaluations" / "images-000000000048.json").read_text())
@@ -246,6 +249,33 @@ def test_a_checkpoint_is_evaluated_into_its_run(run: Path) -> None:
     other = models.train_spec("r3gan", limit=LIMIT, holdout_share=0.1, seed=1)
     with pytest.raises(CheckpointError, match="written by another spec"):
         evaluate_checkpoint(other, str(run), key)
+
+
+def test_what_the_run_dropped_meanwhile_is_put_back_or_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A best checkpoint that was pruned while it was measured is there again; one that a rollback took back leaves nothing."""
+    store = open_store(str(tmp_path))
+    spec = models.train_spec("r3gan", limit=LIMIT, holdout_share=0.1, keep_checkpoints=1)
+    settings = spec.evaluation.model_copy(update={"num_samples": 20, "extractor_images": 256})
+    spec = spec.model_copy(update={"evaluation": settings})
+    loop.train(spec, models.shipped_source(LIMIT), store, rank=0, world_size=1, device=CPU, hooks=loop.Hooks())
+    (key,) = checkpoint.keys(store)
+    content = store.get(key)
+    monkeypatch.setattr(best, "evaluate", lambda *args, **options: store.delete(key) or evaluate(*args, **options))
+    evaluate_checkpoint(spec, str(tmp_path), key)
+    assert store.get(key) == content
+    checkpoint.prune(store, 0, frozenset(best.best_of(store, spec)))
+    assert store.get(key) == content  # from now on its evaluation protects it
+
+    store.delete(record.evaluation_key(48))
+    rollbacks = record.Lines(store, record.ROLLBACKS_KEY)
+    rollbacks.append({"rollback": 1, "images_seen": 48})
+    rollbacks.flush()
+    assert not record.was_taken_back(store, 48, rollbacks=0)
+    rollbacks.append({"rollback": 1, "images_seen": 16})
+    rollbacks.flush()
+    assert evaluate_checkpoint(spec, str(tmp_path), key) is None
+    assert checkpoint.keys(store) == record.read_evaluations(store) == []
+    assert not record.was_taken_back(store, 48, rollbacks=1)
 
 
 def test_the_command_prints_numbers_floor_and_card(run: Path) -> None:

@@ -65,6 +65,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "training.callbacks.*",
         "training.pictures",
         "training.evaluation",
+        "training.best",
         "training.extractors",
         "training.log_likelihood",
         "training.reference",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from genworker import bundle as bundles
 from genworker import families
 from genworker.errors import TrainingError
 from genworker.families.base import Band, Losses
 from genworker.stores import open_store
-from genworker.training import checkpoint, loop, record, step
+from genworker.training import best, checkpoint, loop, record, step
 from genworker.training.hooks import Hooks
 from tests.fakes import models
 
@@ -103,6 +105,35 @@ def test_a_second_divergence_goes_further_back_and_the_third_stops(monkeypatch: 
     assert "steps had a non-finite loss or gradient" in events[-1]
     assert record.read_lines(store, record.ALARMS_KEY)[-1]["kind"] == "gave_up"
     assert not any(info.key.startswith(record.BUNDLE_PREFIX) for info in store.list())
+
+
+def test_best_is_of_what_a_rollback_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations of the stretch that was taken back are gone, and best/ holds the best of the others, or nothing."""
+    explode_from(monkeypatch, progress=0.5, times=2)
+    spec, source, seen = spec_of(), models.shipped_source(), list[list[int]]()
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+
+    def measure(key: str) -> None:
+        """An evaluation by which later is better, and after the last rollback nothing is."""
+        images = checkpoint.images_of(key)
+        snapshot = checkpoint.read(store, key)
+        value = -images if snapshot.counters["rollbacks"] < 2 else 0
+        line = {"images_seen": images, "metrics": {"frechet": value}}
+        store.put(record.evaluation_key(images), json.dumps(line).encode(), overwrite=True)
+        if best.best_of(store, spec)[0] == images:
+            best.averaged(snapshot, key, spec, source.schema)[0].save(store, record.BEST_PREFIX)
+        seen.append([bundles.load_info(store, record.BEST_PREFIX).lineage.images_seen, images])
+
+    loop.train(spec, source, store, rank=0, world_size=1, device=CPU, hooks=Hooks(on_checkpoint=measure))
+    assert [48, 48] in seen  # the best, until the second rollback goes back to before it
+    assert seen[-1] == [32, 96]
+    assert [line["images_seen"] for line in record.read_lines(store, record.ROLLBACKS_KEY)] == [48, 32]
+    assert record.was_taken_back(store, 48, rollbacks=1)
+    assert not record.was_taken_back(store, 48, rollbacks=2)
+    for line in record.read_evaluations(store):
+        store.delete(record.evaluation_key(line["images_seen"]))
+    best.take_best_back(store, spec, source.schema, 0)
+    assert not list(store.list(record.BEST_PREFIX))
 
 
 def test_without_a_good_checkpoint_a_run_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
