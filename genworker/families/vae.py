@@ -203,9 +203,11 @@ class VAE:
             log_weights = (log_pixels + weight * drawn.log_ratio).view(-1, count)
             losses["loss"] = math.log(count) - torch.logsumexp(log_weights, 1).mean()
         else:
-            # Free bits are granted by the global batch, or the loss would depend on the number of workers.
-            penalised = (ctx.global_mean(kl) > config.free_bits * drawn.kl_dims).float()
-            losses["loss"] = nll + weight * (kl * penalised).sum()
+            if config.free_bits:
+                # Granted by the global batch, or the loss would depend on the number of workers.
+                kl = kl * (ctx.global_mean(kl) > config.free_bits * drawn.kl_dims)
+            # Without free bits an estimate below 0 counts as well: noise, which the ELBO has around its mean.
+            losses["loss"] = nll + weight * kl.sum()
         if isinstance(decoder.likelihood, GaussianPixels):
             losses["sigma"] = decoder.likelihood.log_sigma.detach().exp()
         return losses

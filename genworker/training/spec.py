@@ -28,7 +28,8 @@ class TrainingSpec(Spec):
     micro_batch_size: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="images over all workers in one forward and backward pass; gradients of several are accumulated to "
-        "batch_size. For networks that do not fit into memory otherwise. null: the whole batch",
+        "batch_size. For networks that do not fit into memory otherwise. null: the whole batch. What a VAE's loss takes from "
+        "all images at once (gaussian's sigma, which latents free bits cover) it takes from each part by itself",
     )
     holdout_share: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.02, description="share of the images (1,000 at most) that is never trained on, to see memorising by"

@@ -14,6 +14,7 @@ from genworker.families.vae import VAE
 from genworker.families.vae_config import VAEConfig
 from genworker.sampling.latents import normals, uniforms
 from genworker.training.loader import Loader
+from genworker.training.spec import TrainingSpec
 from genworker.training.step import Meter, Trainer
 from tests.fakes import models
 
@@ -168,3 +169,108 @@ def test_bfloat16_keeps_the_terms_exact(levels: int, likelihood: str, prior: str
     for name, value in exact.items():
         assert low[name].dtype == torch.float32, name
         torch.testing.assert_close(low[name], value, rtol=0.02, atol=0.3)
+
+
+class At(Context):
+    """The same step at another share of the run."""
+
+    def __init__(self, rows: int, progress: float) -> None:
+        super().__init__(rows)
+        self.progress = progress
+
+
+@pytest.mark.parametrize(
+    ("kl_warmup", "progress", "weight"),
+    [(0.1, 0.0, 0.0), (0.1, 0.025, 0.5), (0.1, 0.1, 2.0), (0.1, 0.9, 2.0), (1.0, 0.75, 1.5), (0.0, 0.0, 2.0)],
+)
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_the_weight_of_the_kl_term_grows_over_the_warm_up(
+    objective: str, kl_warmup: float, progress: float, weight: float
+) -> None:
+    """It is beta, here 2, times the share of the warm-up that is done; what is reported is the ELBO, without any weight."""
+    own = {"objective": objective, "iwae_samples": 1, "free_bits": 0.0, "likelihood": "bernoulli"}
+    config = models.family_config("vae", network="mlp", mlp_width=8, beta=2.0, kl_warmup=kl_warmup, **own)
+    networks = models.networks_of(config, models.SMALL)
+    losses = VAE(config, models.SMALL)._loss(networks, batch_of(1), At(1, progress))  # type: ignore[arg-type]
+    assert losses["kl"] > 0.1  # so that a wrong weight shows
+    torch.testing.assert_close(losses["loss"].detach(), losses["nll"] + weight * losses["kl"])
+    torch.testing.assert_close(losses["negative_elbo"], losses["nll"] + losses["kl"])
+
+
+@pytest.mark.parametrize(("free_bits", "penalised"), [(0.0, 3.306853), (0.4, 3.306853), (0.6, 2.806853), (0.9, 2.0)])
+def test_free_bits_are_nats_of_each_latent(free_bits: float, penalised: float) -> None:
+    """Posteriors N(0, 1), N(1, 1), N(2, 1) and N(0, 4) have KL 0, 1/2, 2 and (3 - ln 4) / 2 = 0.806853 from N(0, 1).
+
+    Only what lies above the free bits enters the loss, whole, and has a gradient; the KL that is reported is all of it.
+    """
+    own = {"prior": "standard", "second_stage": False, "free_bits": free_bits, "kl_warmup": 0.0, "beta": 0.5}
+    config = models.family_config("vae", network="mlp", mlp_width=8, likelihood="bernoulli", **own | {"latent_dim": 4})
+    networks = models.networks_of(config, models.SMALL)
+    head = networks["encoder"].end.linear  # type: ignore[union-attr]
+    with torch.no_grad():
+        head.weight.zero_()  # type: ignore[operator]
+        head.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, math.log(4.0)]))  # type: ignore[operator]
+    losses = VAE(config, models.SMALL)._loss(networks, batch_of(3), Context(3))  # type: ignore[arg-type]
+    assert float(losses["kl"]) == pytest.approx(3.306853, rel=1e-5)
+    assert float((losses["loss"] - losses["nll"]).detach()) == pytest.approx(0.5 * penalised, rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_free_bits_of_a_learned_prior_are_those_of_all_its_latents(share: float) -> None:
+    """A flow prior gives one number for six latents, which is penalised above six times the free bits."""
+    own = {"prior": "flow", "kl_warmup": 0.0, "likelihood": "bernoulli", "network": "mlp", "mlp_width": 8}
+    networks = models.networks_of(models.family_config("vae", **own), models.SMALL)
+
+    def loss(free_bits: float) -> dict[str, torch.Tensor]:
+        config = models.family_config("vae", free_bits=free_bits, **own)
+        return VAE(config, models.SMALL)._loss(networks, batch_of(3), Context(3))  # type: ignore[arg-type]
+
+    kl = loss(0.0)["kl"]
+    assert kl > 0.1
+    found = loss(share * float(kl) / 6)
+    torch.testing.assert_close(found["loss"].detach(), found["nll"] + (kl if share < 1 else 0.0))
+
+
+def gradient(micro_batch_size: int, **family: Any) -> torch.Tensor:
+    """The gradient of eight images' bound, accumulated over micro-batches, as one vector."""
+    values = {"network": "mlp", "mlp_width": 8, "kl_warmup": 0.0} | family
+    spec = models.train_spec("vae", family=values, batch_size=8, micro_batch_size=micro_batch_size, images=8)
+    trainer = Trainer(spec, models.shipped_source(), 0, 1, torch.device("cpu"))
+    models.shake(trainer.networks, scale=0.05)
+    with Loader(models.shipped_source(), batch_size=micro_batch_size, seed=0, prefetch=0) as loader:
+        batches = [next(loader) for _ in range(8 // micro_batch_size)]
+    trainer.compute_gradients(trainer.phases[0], batches, Meter())
+    moved = (p.grad for name in trainer.phases[0].networks for p in trainer.networks[name].parameters())
+    return torch.cat([grad.flatten() for grad in moved if grad is not None])
+
+
+def difference(**family: Any) -> float:
+    """Between accumulated gradients and those of the whole batch, relative to their size."""
+    whole = gradient(8, **family)
+    return float((gradient(2, **family) - whole).norm() / whole.norm())
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        {"likelihood": "bernoulli", "binarise": True},
+        {"likelihood": "logistic_mixture", "mixture_components": 2, "prior": "standard"},
+        {"likelihood": "bernoulli", "prior": "vampprior", "num_pseudo_inputs": 12},
+        {"likelihood": "bernoulli", "levels": 2},
+        {"likelihood": "bernoulli", "objective": "iwae", "iwae_samples": 3},
+        {"min_sigma": 10.0},  # at its floor, sigma is the same for every part
+    ],
+    ids=["binarised", "logistics", "vampprior", "two levels", "iwae", "fixed sigma"],
+)
+def test_accumulated_gradients_are_those_of_the_whole_batch(family: dict[str, Any]) -> None:
+    """Where the bound is a mean over images, four micro-batches give the gradient of the batch that they make up."""
+    assert difference(free_bits=0.0, **family) < 1e-5
+
+
+def test_sigma_and_free_bits_are_those_of_a_micro_batch() -> None:
+    """They look at all images that are put through the networks at once, as the help of micro_batch_size says."""
+    assert difference(free_bits=0.0, likelihood="gaussian") > 1e-3
+    assert difference(free_bits=0.35, likelihood="bernoulli", prior="standard") > 1e-3
+    described = str(TrainingSpec.model_fields["micro_batch_size"].description)
+    assert "sigma" in described
+    assert "free bits" in described
