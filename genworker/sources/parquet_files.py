@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genworker.errors import SourceError
-from genworker.sources.shard_files import RangeFile, files_of_split
+from genworker.sources.shard_files import DigestCheck, RangeFile, files_of_split
 
 if TYPE_CHECKING:
     from genworker.sources.base import Split
@@ -38,16 +38,18 @@ class ParquetFiles:
     def __init__(self, url: str, split: Split) -> None:
         self.url = url
         self.store, self.infos = files_of_split(url, split, "parquet")
+        self._check = DigestCheck(self.store)
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             self.footers: list[Any] = list(pool.map(self._footer, self.infos))
 
     def read_row_group(self, file: int, row_group: int, columns: list[str], binary: str | None = None) -> Any:
-        """Fetch some columns of one row group as a pyarrow Table; raises SourceError for a damaged file.
+        """Fetch some columns of one row group as a pyarrow Table; raises SourceError for a damaged or changed file.
 
         ``binary`` names one of them, of bytes, that comes dictionary-encoded: a value that is stored once and named by a
         thousand rows is in memory once.
         """
         info, encoded = self.infos[file], [binary] if binary else None
+        self._check(info)
         try:
             with pq.ParquetFile(
                 RangeFile(self.store, info), metadata=self.footers[file], read_dictionary=encoded, pre_buffer=True

@@ -1,14 +1,18 @@
 """Which files make up a split of sharded data, and byte ranges of one of them as a file.
 
 In: a URL and a file extension. Out: the files of one split in the order of their keys. A genworker dataset is read by its
-manifest, so shards of an unfinished one are never mistaken for data.
+manifest, so shards of an unfinished one are never mistaken for data, and each is compared with its SHA-256 before it is used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
+import threading
+from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -21,6 +25,11 @@ if TYPE_CHECKING:
 
 # A word of a path that names a split, as Hugging Face's loader sees it: train-00000-of-00010, data/test/0, my_train.
 _SPLIT_WORD = re.compile(r"(?:^|[/_.\- ])(train|test|validation|valid|val|dev)(?=[/_.\- 0-9]|$)")
+# The keys are those of bulk.plan, which stands on a higher floor and cannot be imported here.
+_MANIFEST, _SUCCESS, _PLAN = "_manifest.json", "_SUCCESS", ".genworker/plan.json"
+_MAX_MESSAGE = 1000
+_MAX_MANIFEST_BYTES = 2**28  # of a million and a half shards
+_TABLE = "/metadata.parquet"  # of image files beside it, whose bytes the manifest counts with its own
 
 
 class RangeFile(io.RawIOBase):
@@ -55,8 +64,37 @@ class RangeFile(io.RawIOBase):
         return True
 
 
+class DigestCheck:
+    """Compares shards with the SHA-256 of their manifest, each once, before it is first used; safe for many threads.
+
+    An object store knows the digest; of a local file, all is read for it.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._good: set[str] = set()
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def __call__(self, info: ObjectInfo) -> None:
+        """Raise SourceError where the shard is another than the manifest says; pass what no manifest names."""
+        if info.sha256 is None:
+            return
+        with self._locks[info.key]:  # so that several threads do not read one file for the same
+            if info.key in self._good:
+                return
+            seen = self._store.head(info.key)
+            if seen.sha256 != info.sha256:
+                raise SourceError(
+                    f"{self._store.url}/{info.key}: has SHA-256 {seen.sha256}, the manifest says {info.sha256}; it was "
+                    "changed after the job: `genworker verify` lists all such shards"
+                )
+            self._good.add(info.key)
+
+
 def files_of_split(url: str, split: Split, extension: str) -> tuple[Store, list[ObjectInfo]]:
     """The files ending in ``.extension`` of one split, in the order of their keys, and the store that holds them.
+
+    The ``sha256`` of each is what the manifest of a genworker dataset says, for `DigestCheck`.
 
     Args:
         url: one such file, or a folder or prefix of them. A genworker dataset is read by its manifest.
@@ -64,13 +102,14 @@ def files_of_split(url: str, split: Split, extension: str) -> tuple[Store, list[
         extension: without the dot.
 
     Raises:
-        SourceError: there are none, the split is absent, or a genworker dataset is unfinished or has lost shards.
+        SourceError: there are none, the split is absent, or a genworker dataset is unfinished, or has lost shards or shards
+            of another size than its manifest says.
     """
     if url.endswith(f".{extension}"):
         parent, _, name = url.rpartition("/")
         store = open_store(parent or ("/" if url.startswith("/") else "."))
         name = unquote(name) if url.startswith("file://") else name
-        infos = [info for info in store.list(name) if info.key == name]
+        infos = [replace(info, sha256=None) for info in store.list(name) if info.key == name]
         if not infos:
             raise SourceError(f"{url}: there is no such file")
     else:
@@ -95,28 +134,59 @@ def files_of_split(url: str, split: Split, extension: str) -> tuple[Store, list[
 def _listed(store: Store, extension: str) -> list[ObjectInfo]:
     """All files of the kind below the store's URL; those that the manifest names where it is a genworker dataset."""
     everything = {info.key: info for info in store.list()}
-    # The keys are those of bulk.plan, which stands on a higher floor and cannot be imported here.
-    if "_manifest.json" in everything:
-        try:
-            keys = [str(shard["key"]) for shard in json.loads(store.get("_manifest.json"))["shards"]]
-        except (ValueError, KeyError, TypeError) as err:
-            raise SourceError(f"{store.url}: _manifest.json is no manifest of a genworker dataset: {err!r}") from err
-        missing = [key for key in keys if key not in everything]
+    if _MANIFEST in everything:
+        entries = _manifest_entries(store, everything)
+        missing = [key for key in entries if key not in everything]
         if missing:
             raise SourceError(
                 f"{store.url}: {len(missing)} shards of the manifest are gone, {missing[0]} first; run genworker verify"
             )
-        return [everything[key] for key in keys if key.endswith(f".{extension}")]
-    if ".genworker/plan.json" in everything:
+        infos = [everything[key] for key in entries if key.endswith(f".{extension}")]
+        for info in infos:
+            if info.size != entries[info.key][0] and not info.key.endswith(_TABLE):
+                raise SourceError(
+                    f"{store.url}/{info.key}: has {info.size} bytes, the manifest says {entries[info.key][0]}; it was changed "
+                    "after the job: `genworker verify` lists all such shards"
+                )
+        return [replace(info, sha256=entries[info.key][1]) for info in infos]
+    if _PLAN in everything:
         raise SourceError(
             f"{store.url}: is a genworker dataset without a manifest, so it is unfinished; run the generate command "
             "that began it again to finish it"
         )
     return [
-        info
+        replace(info, sha256=None)
         for key, info in everything.items()
         if key.endswith(f".{extension}") and not any(part.startswith((".", "_")) for part in key.split("/"))
     ]
+
+
+def _manifest_entries(store: Store, everything: dict[str, ObjectInfo]) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each shard by key, of a manifest that _SUCCESS vouches for."""
+    if _SUCCESS not in everything:
+        raise SourceError(
+            f"{store.url}: is a genworker dataset without {_SUCCESS}, so the job stopped at its last step; run the generate "
+            "command that began it again to finish it"
+        )
+    if (size := everything[_MANIFEST].size + everything[_SUCCESS].size) > _MAX_MANIFEST_BYTES:
+        raise SourceError(
+            f"{store.url}: {_MANIFEST} and {_SUCCESS} have {size} bytes; at most {_MAX_MANIFEST_BYTES} are read"
+        )
+    text = store.get(_MANIFEST)
+    try:
+        shards = json.loads(text)["shards"]
+        entries = {str(shard["key"]): (int(shard["num_bytes"]), str(shard["sha256"])) for shard in shards}
+        vouched = json.loads(store.get(_SUCCESS))["manifest_sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        raise SourceError(
+            f"{store.url}: {_MANIFEST} or {_SUCCESS} is none of a genworker dataset: {err!r}"[:_MAX_MESSAGE]
+        ) from err
+    if (seen := hashlib.sha256(text).hexdigest()) != vouched:
+        raise SourceError(
+            f"{store.url}: {_MANIFEST} has SHA-256 {seen}, {_SUCCESS} says {str(vouched)[:64]}; one of the two was changed "
+            "after the job: restore it from a copy of the dataset"
+        )
+    return entries
 
 
 def _split_of(key: str) -> str | None:

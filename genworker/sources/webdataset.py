@@ -19,7 +19,7 @@ from genworker.errors import CorruptImageError, SourceError
 from genworker.sources.base import ResizedConfig, SourceConfig, require_url
 from genworker.sources.blocks import BlockSource
 from genworker.sources.encoded import EncodedImage
-from genworker.sources.shard_files import files_of_split
+from genworker.sources.shard_files import DigestCheck, files_of_split
 from genworker.sources.tar import members
 from genworker.sources.tar_index import find_rules, index_of
 from genworker.sources.tar_samples import samples
@@ -91,6 +91,7 @@ class WebDatasetSource(BlockSource[Stretch]):
     def __init__(self, config: WebDatasetConfig) -> None:
         url = require_url(config, "a .tar file, or a folder or s3:// prefix of them")
         self._store, self._infos = files_of_split(url, config.split, "tar")
+        self._check = DigestCheck(self._store)
         wanted = config.image_extension, config.label_extension, config.label_key
         self._rules = find_rules(self._store, self._infos, *wanted)
         if config.num_classes and self._rules.label is None:
@@ -126,6 +127,7 @@ class WebDatasetSource(BlockSource[Stretch]):
     def _fetch_block(self, number: int) -> Stretch:
         shard, span = self._spans[number]
         info, where = self._infos[shard], f"{self._url}: {self._infos[shard].key}"
+        self._check(info)
         data = self._store.get(info.key, start=span.start, length=span.stop - span.start)
 
         def read(start: int, length: int) -> bytes:

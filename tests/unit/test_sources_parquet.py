@@ -17,10 +17,11 @@ from PIL import Image
 from genworker import codecs, formats
 from genworker.errors import SourceError
 from genworker.schema import ImageSchema, SampleBatch
-from genworker.sources import parquet_files
+from genworker.sources import parquet_files, shard_files
 from genworker.sources.parquet import ParquetConfig, ParquetSource
 from genworker.sources.shard_files import RangeFile
 from genworker.stores import open_store
+from genworker.stores.local import LocalStore
 from tests.fakes import dataset as fake
 from tests.memory import growth
 
@@ -168,14 +169,79 @@ def test_a_genworker_dataset_is_read_by_its_manifest(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="without a manifest, so it is unfinished"):
         source(tmp_path)
     keys = [f"data/train-{n:05}-of-00002.parquet" for n in range(2)]
-    (tmp_path / "_manifest.json").write_text(json.dumps({"shards": [{"key": key} for key in keys]}))
+    fake.vouch(tmp_path, keys)
     assert values(source(tmp_path)) == [0, 1]
     (tmp_path / keys[1]).unlink()
     with pytest.raises(SourceError, match=f"1 shards of the manifest are gone, {keys[1]} first"):
         source(tmp_path)
-    (tmp_path / "_manifest.json").write_text("[]")
-    with pytest.raises(SourceError, match=r"_manifest\.json is no manifest"):
-        source(tmp_path)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A genworker dataset of two shards, as far as sources look at it."""
+    keys = [f"data/train-{n:05}-of-00002.parquet" for n in range(2)]
+    for n, key in enumerate(keys):
+        write(tmp_path / key, rows(3 + n))  # both have the same size
+    fake.vouch(tmp_path, keys)
+    return tmp_path
+
+
+def test_another_shard_than_the_manifests_is_refused_before_its_first_image(published: Path) -> None:
+    """A shard of the right size and other bytes is found by its SHA-256, one of another size at once; others are read."""
+    first, second = sorted((published / "data").iterdir())
+    good = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    assert second.stat().st_size == len(good)
+    found = source(published, num_classes=10)
+    assert values(found, 0) == [3]
+    for _ in range(2):
+        with pytest.raises(
+            SourceError, match=rf"{second.name}: has SHA-256 .*, the manifest says .* changed after the job"
+        ):
+            values(found, 1)
+    second.write_bytes(good + b"x")
+    with pytest.raises(SourceError, match=rf"{second.name}: has {len(good) + 1} bytes, the manifest says {len(good)}"):
+        source(published)
+
+
+def test_a_shard_is_compared_once(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest is asked for when a shard is first read, not for each of its images, nor for shards that nobody reads."""
+    asked: list[str] = []
+    head = LocalStore.head
+    monkeypatch.setattr(LocalStore, "head", lambda store, key: asked.append(key) or head(store, key))
+    found = source(published, num_classes=10, cache_bytes=0)
+    assert asked == []
+    for _ in range(2):
+        assert values(found, 0, 0, 1) == [3, 3, 4]
+    assert sorted(asked) == [f"data/train-{n:05}-of-00002.parquet" for n in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("_SUCCESS", None, "without _SUCCESS, so the job stopped at its last step"),
+        ("_SUCCESS", "", "none of a genworker dataset"),
+        ("_SUCCESS", "{}", "none of a genworker dataset"),
+        ("_SUCCESS", '{"manifest_sha256": "0"}', "_manifest.json has SHA-256 [0-9a-f]{64}, _SUCCESS says 0; one"),
+        ("_manifest.json", "[]", "none of a genworker dataset"),
+        ("_manifest.json", '{"shards": []}', "_manifest.json has SHA-256"),
+        ("_manifest.json", '{"shards": [{"key": "a"}]}', "none of a genworker dataset: KeyError"),
+        ("_manifest.json", "[" * 100_000, "none of a genworker dataset"),
+        ("_manifest.json", "[" * 200_001, "_manifest.json and _SUCCESS have .* bytes; at most 200000 are read"),
+    ],
+)
+def test_a_manifest_that_nothing_vouches_for_is_refused(
+    name: str, text: str | None, message: str, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """_SUCCESS has to be there and has to name the manifest's own SHA-256, and neither may be huge."""
+    monkeypatch.setattr(shard_files, "_MAX_MANIFEST_BYTES", 200_000)
+    if text is None:
+        (published / name).unlink()
+    else:
+        (published / name).write_text(text)
+    with pytest.raises(SourceError, match=message) as caught:
+        source(published)
+    assert len(str(caught.value)) <= 1000
 
 
 @pytest.mark.parametrize("num_classes", [0, 3])
@@ -293,7 +359,7 @@ def test_a_damaged_footer_does_not_end_the_process(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from genworker.errors import GenworkerError
-from genworker.sources import parquet_files
+from genworker.sources import parquet_files, shard_files
 from genworker.sources.parquet import ParquetConfig, ParquetSource
 from tests.fakes import dataset as fake
 from tests.memory import growth

@@ -23,6 +23,7 @@ from genworker.sources.tar import members
 from genworker.sources.webdataset import WebDatasetConfig, WebDatasetSource
 from genworker.stores import open_store
 from genworker.stores.memory import MemoryStore
+from tests.fakes import dataset as fake
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -141,13 +142,18 @@ def test_a_genworker_dataset_is_read_by_its_manifest(num_classes: int | None, tm
         rows = np.arange(3 * part, 3 * part + 3)
         writer.write(SampleBatch(rows, pixels[rows], rows % 3))
         (tmp_path / key).write_bytes(writer.close())
-    (tmp_path / "_manifest.json").write_text(json.dumps({"shards": [{"key": key} for key in keys]}))
+    fake.vouch(tmp_path, keys)
     (tmp_path / ".genworker").mkdir()
     (tmp_path / ".genworker" / "plan.json").write_text("{}")
     found = source(tmp_path, channels=3, num_classes=num_classes)
     assert np.array_equal(found.read(np.arange(6)).pixels, pixels)
     assert labels(found) == [0, 1, 2, 0, 1, 2]
     assert found.schema.num_classes == (num_classes or 3)
+    (tmp_path / keys[1]).write_bytes((tmp_path / keys[0]).read_bytes())
+    found = source(tmp_path, channels=3, num_classes=num_classes)
+    assert np.array_equal(found.read(np.arange(3)).pixels, pixels[:3])
+    with pytest.raises(SourceError, match=rf"{keys[1]}: has SHA-256 .*, the manifest says .* changed after the job"):
+        found.read(np.arange(3, 6))
     (tmp_path / "_manifest.json").unlink()
     with pytest.raises(SourceError, match="without a manifest, so it is unfinished"):
         source(tmp_path)
