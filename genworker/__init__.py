@@ -22,7 +22,7 @@ def open(url: str, *, verify: bool = True, on_bad_shard: Literal["raise", "skip"
 
 
 @overload
-def open(url: str, *, plan: Plan | Mapping[str, Any], use_gpu: bool = False) -> VirtualDataset: ...
+def open(url: str, plan: Plan | Mapping[str, Any], *, use_gpu: bool = False) -> VirtualDataset: ...
 
 
 @overload
@@ -33,17 +33,19 @@ def open(url: str, *, num_samples: int, use_gpu: bool = False, **request: Any) -
 def open(url: str, *, virtual: Literal[True], use_gpu: bool = False) -> VirtualDataset: ...
 
 
-def open(url: str, *, virtual: bool = False, **options: Any) -> Dataset | VirtualDataset:
+def open(
+    url: str, plan: Plan | Mapping[str, Any] | None = None, *, virtual: bool = False, **options: Any
+) -> Dataset | VirtualDataset:
     """Open a dataset for reading, stored or not.
 
     A published dataset by its URL: see `genworker.reading.dataset.open_dataset` for the options. Without storage, the samples
     that `genworker generate` would store: of a bundle with ``num_samples`` (and seed, labels, columns, ...) or with a ``plan``,
     and with ``virtual=True`` those of a dataset's own plan and bundle: see `genworker.bulk.virtual.open_virtual`.
     """
-    if virtual or options.keys() & {"plan", "num_samples"}:
+    if virtual or plan is not None or "num_samples" in options:
         from genworker.bulk.virtual import open_virtual
 
-        return open_virtual(url, **options)
+        return open_virtual(url, plan=plan, **options)
     from genworker.reading.dataset import open_dataset
 
     return open_dataset(url, **options)

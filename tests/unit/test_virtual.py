@@ -100,7 +100,7 @@ def test_a_datasets_own_plan_needs_no_shards(url: str, bundle: Bundle) -> None:
     commit.store_bundle(store, bundle)
     own = genworker.open(store.url, virtual=True)
     assert own.plan == plan
-    assert bits(own) == bits(genworker.open(url, plan=plan))
+    assert bits(own) == bits(genworker.open(url, plan))
     assert bits(own) == bits(genworker.open(url, plan=plan.model_dump(mode="json")))
     store.delete(BUNDLE_PREFIX + "bundle.json")
     with pytest.raises(BundleError, match="there is no bundle here"):
