@@ -15,7 +15,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -27,6 +27,7 @@ from genworker.errors import ClusterError
 
 _SECONDS_BETWEEN_MESSAGES = 15.0
 _POLL_SECONDS = 0.5
+_NODE_ID = "ray.io/node-id"  # a label that every node has
 _MIN_LOCAL_CPUS = 2  # two workers are the least that shows data-parallel work, on one core too
 
 # Freed buffers of convolutions stay in the process instead of being unmapped and faulted in again; measured 1.4-1.9 times
@@ -111,11 +112,20 @@ def _start() -> None:
 
 
 def actor_options(
-    *, num_cpus: int = 1, num_gpus: float = 0, node_labels: Mapping[str, str] | None = None
+    *,
+    num_cpus: int = 1,
+    num_gpus: float = 0,
+    node_labels: Mapping[str, str] | None = None,
+    not_on: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Ray options of a bulk actor: its resources, no automatic restarts (the pool counts attempts itself)."""
+    """Ray options of a bulk actor: its resources, no automatic restarts (the pool counts attempts itself).
+
+    It is on none of the nodes whose ids are ``not_on``, unless ``node_labels`` ask for a node by id.
+    """
+    elsewhere = {_NODE_ID: f"!in({','.join(sorted(not_on))})"} if not_on else {}
+    selector = elsewhere | dict(node_labels or {})
     return {
-        **({"label_selector": dict(node_labels)} if node_labels else {}),
+        **({"label_selector": selector} if selector else {}),
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
         "max_restarts": 0,
@@ -128,36 +138,38 @@ def actor_options(
 def beside_driver(cls: type) -> Any:
     """``cls`` as an actor that needs nothing and lives on the driver's node, so that no other node takes it along."""
     node = ray.get_runtime_context().get_node_id()
-    return ray.remote(cls).options(num_cpus=0, label_selector={"ray.io/node-id": node})
+    return ray.remote(cls).options(num_cpus=0, label_selector={_NODE_ID: node})
 
 
-def room(options: dict[str, Any]) -> int:
-    """How many actors of these options the nodes of the cluster can hold, whoever uses them now."""
+def room(options: dict[str, Any], not_on: Collection[str] = ()) -> int:
+    """How many actors of these options the nodes of the cluster can hold, whoever uses them now; all but those ``not_on``."""
     needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
     # A hair more, because three times a third of a GPU is a whole one.
     return sum(
         min(int(node["Resources"].get(name, 0) / need + 1e-6) for name, need in needs.items() if need)
-        for node in _nodes(options.get("label_selector", {}))
+        for node in _nodes(options.get("label_selector", {}), not_on)
     )
 
 
-def _nodes(labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The nodes that are alive and have these labels."""
-    return [node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
+def _nodes(labels: Mapping[str, str], not_on: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The nodes that are alive and have these labels, without those whose ids are ``not_on``."""
+    alive = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in not_on)
+    return [node for node in alive if labels.items() <= node["Labels"].items()]
 
 
-def describe(options: dict[str, Any]) -> str:
-    """What an actor needs and what the cluster has, for messages."""
+def describe(options: dict[str, Any], not_on: Collection[str] = ()) -> str:
+    """What an actor needs and what the cluster has besides the nodes ``not_on``, for messages."""
     labels = options.get("label_selector", {})
     per_actor = f"{options['num_cpus']} CPU" + (f" and {options['num_gpus']:g} GPU" if options["num_gpus"] else "")
-    return f"each needs {per_actor}; {_inventory(labels)}"
+    return f"each needs {per_actor}; {_inventory(labels, not_on)}"
 
 
-def _inventory(labels: Mapping[str, str]) -> str:
-    nodes = _nodes(labels)
+def _inventory(labels: Mapping[str, str], not_on: Collection[str]) -> str:
+    nodes = _nodes(labels, not_on)
     cpus, gpus = (sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     kind = f" labelled {', '.join(f'{key}={value}' for key, value in labels.items())}" if labels else ""
-    return f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes{kind}"
+    without = f", without {len(not_on)} that were left out" if not_on else ""
+    return f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes{kind}{without}"
 
 
 def await_workers(

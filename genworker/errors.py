@@ -16,6 +16,7 @@
     |   +-- StoreFullError            no space left
     +-- DatasetError                  a dataset is unfinished, or its objects differ from its manifest
     +-- DeterminismError              the same task gave two different results
+    |   +-- OtherMachineError         it would on this machine, which is of another kind than the plan's
     +-- JobError                      a task kept failing, or actors kept dying
     +-- ClusterError                  Ray cannot be reached or lacks what was asked for
 
@@ -90,7 +91,11 @@ class DatasetError(GenworkerError):
 
 
 class DeterminismError(GenworkerError):
-    """The same task gave two different results, or would on this machine."""
+    """The same task gave two different results, or would."""
+
+
+class OtherMachineError(DeterminismError):
+    """This process computes or encodes otherwise than the plan says, so it makes nothing; another machine may."""
 
 
 class JobError(GenworkerError):

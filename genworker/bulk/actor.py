@@ -18,7 +18,7 @@ from genworker.device import pick_device
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from genworker.bulk.plan import Task
     from genworker.bulk.records import Receipt
@@ -59,16 +59,45 @@ def tasks_at_once(spec: GenerateSpec) -> int:
     return _TASKS_ON_GPU if spec.use_gpu else _TASKS_ON_CPU
 
 
-def resources(spec: GenerateSpec) -> dict[str, Any]:
-    """Ray options of one actor."""
+class Places:
+    """What each actor of a job needs, and where the cluster has that: on any node that was not left out."""
+
+    def __init__(self, spec: GenerateSpec) -> None:
+        self._spec = spec
+        self._left_out: set[str] = set()
+
+    def leave_out(self, node: str) -> None:
+        """Start no more actors on the node of this id."""
+        self._left_out.add(node)
+
+    def options(self) -> dict[str, Any]:
+        """Ray options of the next actor."""
+        return _options(self._spec, self._left_out)
+
+    def room(self) -> int:
+        """How many actors the cluster could hold now."""
+        return cluster.room(_options(self._spec), self._left_out)
+
+    def describe(self) -> str:
+        """What an actor needs and what the cluster has, for messages."""
+        return cluster.describe(_options(self._spec), self._left_out)
+
+
+def _options(spec: GenerateSpec, not_on: Collection[str] = ()) -> dict[str, Any]:
     return cluster.actor_options(
         num_cpus=spec.cpus_per_actor,
         num_gpus=spec.gpus_per_actor if spec.use_gpu else 0,
         node_labels=spec.node_labels,
+        not_on=not_on,
     )
 
 
-def starter(spec: GenerateSpec, url: str, bundle: ray.ObjectRef) -> Callable[[], Any]:
+def starter(spec: GenerateSpec, places: Places, url: str, bundle: ray.ObjectRef) -> Callable[[], Any]:
     """A function that starts one actor. ``url`` is absolute, because actors have other working directories."""
-    remote = ray.remote(ShardActor).options(**resources(spec), max_concurrency=tasks_at_once(spec))
-    return lambda: remote.remote(url, bundle, use_gpu=spec.use_gpu, num_cpus=spec.cpus_per_actor)
+    remote = ray.remote(ShardActor)
+
+    def start() -> Any:
+        options = remote.options(**places.options(), max_concurrency=tasks_at_once(spec))
+        return options.remote(url, bundle, use_gpu=spec.use_gpu, num_cpus=spec.cpus_per_actor)
+
+    return start

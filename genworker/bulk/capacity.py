@@ -1,4 +1,4 @@
-"""How many actors a pool should have, how long it waits for a cluster that lacks the room, and how many it may lose.
+"""How many actors a pool should have, and how long it waits for a cluster that lacks the room.
 
 In: what the user asked for and what the cluster says. Out: a number, a message now and then, and in the end an error. It
 knows no Ray.
@@ -15,7 +15,6 @@ from genworker.errors import ClusterError
 # An actor that has its place still has to start a process and load its libraries.
 START_SECONDS = 300.0
 _SECONDS_BETWEEN_MESSAGES = 15.0
-_LOSSES_OF_A_SMALL_POOL = 3
 
 
 @dataclass(frozen=True)
@@ -92,29 +91,3 @@ class Patience:
         if now - self._told >= _SECONDS_BETWEEN_MESSAGES:
             self._told = now
             self._on_event(f"waiting for the cluster: {seen}; gives up in {limit - waited:.0f} s")
-
-
-class Losses:
-    """Tells actors that die whatever they do from a node that takes all of its actors along.
-
-    Attributes:
-        in_a_row: actors lost since a task was last finished.
-    """
-
-    def __init__(self) -> None:
-        self.in_a_row = 0
-        self._most_members = 0
-
-    def note(self, num_members: int) -> bool:
-        """Note that one of so many actors is lost; returns whether that is one too many to go on.
-
-        All actors may be lost at once, and those that replace them once more. What counts is how many there were: after the
-        first ones of a node are gone, few are left.
-        """
-        self.in_a_row += 1
-        self._most_members = max(self._most_members, num_members)
-        return self.in_a_row > max(_LOSSES_OF_A_SMALL_POOL, 2 * self._most_members)
-
-    def forget(self) -> None:
-        """Note that a task was finished."""
-        self.in_a_row = self._most_members = 0

@@ -79,7 +79,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
     with cluster.connect() as can_grow:
         run = _Run(spec, on_progress, can_grow=can_grow)
         run.capacity.check()
-        pool = run.pool(actor.starter(spec, store.url, ray.put(bundle)))
+        pool = run.pool(actor.starter(spec, run.places, store.url, ray.put(bundle)))
         try:
             if plan is None:
                 # Where the store cannot decide between two drivers, both have to choose the same without measuring.
@@ -132,12 +132,12 @@ class _Run:
         self.tally = Tally(Meters("driver"))
         self.reporter = Reporter(on_progress)
         self._estimate: dict[str, Any] | None = None
-        options = actor.resources(spec)
+        self.places = actor.Places(spec)
         self.capacity = Capacity(
             fewest=spec.fewest_actors,
             most=spec.most_actors,
-            room=lambda: cluster.room(options),
-            describe=lambda: cluster.describe(options),
+            room=self.places.room,
+            describe=self.places.describe,
             wait_seconds=spec.wait_timeout if can_grow else 0.0,
         )
 
@@ -148,8 +148,9 @@ class _Run:
             depth=actor.tasks_at_once(self._spec),
             max_attempts=self._spec.max_attempts,
             on_event=self.reporter.event,
-            tally=self.tally,
             on_tick=self.reporter.tick,
+            on_refused=self.places.leave_out,
+            tally=self.tally,
             drain_seconds=self._spec.drain_timeout,
         )
 

@@ -13,11 +13,15 @@ from genworker.bulk.attempts import Attempt
 
 
 class Member:
-    """One actor. ``where`` is known once it is ready; ``given`` are the attempts that it has not answered."""
+    """One actor.
+
+    ``where`` and the id of its ``node`` are known once it is ready; ``given`` are the attempts that it has not answered.
+    """
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
         self.where: str | None = None
+        self.node = ""
         self.given: dict[Attempt, None] = {}
         self.gone = False
 
@@ -63,9 +67,9 @@ class Members:
         self._all[member] = None
         return member
 
-    def ready(self, member: Member, where: str) -> None:
-        """Note that a member can take tasks; ``where`` is its address and process."""
-        member.where = where
+    def ready(self, member: Member, where: str, node: str) -> None:
+        """Note that a member can take tasks; ``where`` is its address and process, ``node`` the id of its node."""
+        member.where, member.node = where, node
         self._move(member)
 
     def give(self, member: Member, attempt: Attempt) -> None:

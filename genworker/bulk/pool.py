@@ -18,13 +18,14 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from genworker.bulk.attempts import Attempt, Attempts
-from genworker.bulk.capacity import Capacity, Losses, Patience
+from genworker.bulk.capacity import Capacity, Patience
+from genworker.bulk.losses import Losses, reason_of
 from genworker.bulk.members import Member, Members
 from genworker.bulk.plan import Task
 from genworker.bulk.records import Receipt
 from genworker.bulk.speculation import Stragglers
 from genworker.bulk.tally import Tally
-from genworker.errors import GenworkerError, JobError
+from genworker.errors import ClusterError, GenworkerError, JobError, OtherMachineError
 
 _TICK_SECONDS = 0.5
 
@@ -43,6 +44,7 @@ class ShardPool:
         max_attempts: how often one task may fail, and how many actors a question may end.
         on_event: told in one line of every failed attempt, every lost actor and every shortage.
         on_tick: called twice a second at least, also while nothing happens.
+        on_refused: given the id of a node whose actors must not make shards of this plan, so that no more are started there.
         tally: counts attempts, actors and what they did.
         stragglers: says from when on a task is given to a second, idle actor.
         drain_seconds: how long `stop` leaves for what is running.
@@ -58,6 +60,7 @@ class ShardPool:
         max_attempts: int = 3,
         on_event: Callable[[str], None] = lambda _text: None,
         on_tick: Callable[[], None] = lambda: None,
+        on_refused: Callable[[str], None] = lambda _node: None,
         tally: Tally | None = None,
         stragglers: Stragglers | None = None,
         drain_seconds: float = 20.0,
@@ -73,7 +76,7 @@ class ShardPool:
         self._looked_at = time.monotonic()
         self._members = Members(depth)
         self._news: queue.SimpleQueue[tuple[Member, Attempt | None, Future[Any]] | None] = queue.SimpleQueue()
-        self._losses = Losses()
+        self._losses = Losses(on_event, on_refused)
         self._stopping = False
         self._tasks_left: int | None = None
 
@@ -83,6 +86,7 @@ class ShardPool:
         Raises:
             JobError: a task failed ``max_attempts`` times, or actors keep dying.
             ClusterError: the cluster had room for too few actors for too long.
+            OtherMachineError: so it was because all machines there are of another kind than the plan's.
             GenworkerError: a failure that no other attempt can mend, as it was raised in the actor.
             Drained: `stop` was called.
         """
@@ -125,7 +129,7 @@ class ShardPool:
                 deaths += 1
                 if deaths == self._max_attempts:
                     raise JobError(
-                        f"{method}: {deaths} actors died over it, the last one: {_reason(err)}; nothing was made: mend the "
+                        f"{method}: {deaths} actors died over it, the last one: {reason_of(err)}; nothing was made: mend the "
                         "cause (memory is the usual one) and run the command again"
                     ) from err
                 if not member.gone:
@@ -155,7 +159,10 @@ class ShardPool:
         now = time.monotonic()
         self._tally.ready(self._members.num_ready, now - self._looked_at)
         self._looked_at = now
-        self._patience.look(self._members.num_ready, self._tasks_left, now)
+        try:
+            self._patience.look(self._members.num_ready, self._tasks_left, now)
+        except ClusterError as err:
+            raise self._losses.reason_for(err, self._capacity.room()) from err
         if now - self._polled_at < self._poll_seconds and self._members:
             return
         self._polled_at = now
@@ -179,23 +186,24 @@ class ShardPool:
         ray.kill(member.actor)
 
     def _lose(self, member: Member, err: RayActorError) -> None:
-        reason = _reason(err)
-        too_many = self._losses.note(len(self._members))
+        num_members = len(self._members)
         self._dismiss(member)
         self._tally.count("actors_lost")
-        if too_many:
-            raise JobError(
-                f"{self._losses.in_a_row} actors died without finishing a task in between, the last one: "
-                f"{reason if err.actor_init_failed else err}; the dataset is not published, what was made stays: mend the "
-                "cause (memory is the usual one) and run the command again"
-            ) from err
-        self._on_event(f"an actor died and is replaced: {reason}")
+        self._losses.died(err, num_members)
         self._polled_at = float("-inf")
         # The oldest task is the likeliest to have killed the actor; the others keep their count.
         given = list(member.given)
         self._attempts.put_back(given[1:])
         if given:
-            self._attempts.failed(given[0], JobError(f"the actor that made it died: {reason}"))
+            self._attempts.failed(given[0], JobError(f"the actor that made it died: {reason_of(err)}"))
+
+    def _do_without(self, member: Member, err: OtherMachineError) -> None:
+        """Let an actor go whose machine may not make shards of this plan; its tasks keep their count."""
+        num_members = len(self._members)
+        self._dismiss(member)
+        self._losses.refused(err, member, num_members)
+        self._polled_at = float("-inf")
+        self._attempts.put_back(member.given)
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
@@ -231,14 +239,17 @@ class ShardPool:
         if attempt is None:
             if err is not None:
                 raise JobError(f"an actor cannot be used: {err}") from err
-            self._members.ready(member, future.result())
+            self._members.ready(member, *future.result())
+            return None
+        cause = err.cause if isinstance(err, RayTaskError) and isinstance(err.cause, Exception) else err
+        if isinstance(cause, OtherMachineError):
+            self._do_without(member, cause)
             return None
         self._members.answered(member, attempt)
-        if err is not None:
-            cause = err.cause if isinstance(err, RayTaskError) and isinstance(err.cause, Exception) else err
+        if cause is not None:
             self._attempts.failed(attempt, cause if isinstance(cause, Exception) else RayError(str(cause)))
             return None
-        self._losses.forget()
+        self._losses.task_finished()
         receipt = self._attempts.succeeded(attempt, future.result())
         if receipt is not None and self._tasks_left is not None:
             self._tasks_left -= 1
@@ -254,12 +265,6 @@ class ShardPool:
             yield from self._receive()
 
 
-def _where(_actor: Any) -> str:
+def _where(_actor: Any) -> tuple[str, str]:
     """Runs in an actor, once it is ready."""
-    return f"{ray.util.get_node_ip_address()} pid {os.getpid()}"
-
-
-def _reason(err: RayActorError) -> str:
-    """One line of Ray's many. Of an error in an actor's constructor Ray keeps the text alone, which ends with the error."""
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()] or [type(err).__name__]
-    return lines[-1] if err.actor_init_failed else lines[0]
+    return f"{ray.util.get_node_ip_address()} pid {os.getpid()}", ray.get_runtime_context().get_node_id()

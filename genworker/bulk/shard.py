@@ -19,7 +19,7 @@ from genworker.bulk.plan import BUNDLE_PREFIX, Numerics, Task
 from genworker.bulk.records import Manifest, Receipt
 from genworker.bulk.stages import StageSeconds
 from genworker.bundle import Bundle
-from genworker.errors import DeterminismError, PlanError
+from genworker.errors import OtherMachineError, PlanError
 from genworker.formats.base import Put
 from genworker.sampling.numerics import resolve_numerics
 from genworker.schema import ImageSchema, SampleBatch
@@ -75,7 +75,7 @@ class ShardMaker:
         here = libraries_of(plan.format, plan.codec, plan.image_schema)
         for part, version in here.items():
             if plan.numerics.libraries.get(part) != version:
-                raise DeterminismError(
+                raise OtherMachineError(
                     f"the plan's {part} is {plan.numerics.libraries.get(part)!r}, this process has {version!r}: its bytes "
                     "could differ; use the environment that the job was started with, or write to another URL"
                 )

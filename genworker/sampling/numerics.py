@@ -6,7 +6,7 @@ import torch
 
 from genworker.bulk.plan import Numerics
 from genworker.device import device_class, has_fast_bfloat16
-from genworker.errors import DeterminismError
+from genworker.errors import OtherMachineError
 from genworker.schema import ImageSchema
 
 _MAX_MICRO_BATCH = 128
@@ -38,16 +38,16 @@ def default_micro_batch(schema: ImageSchema) -> int:
 
 
 def check_numerics(numerics: Numerics, device: torch.device) -> None:
-    """Refuse to compute where the bytes of a plan could not be reproduced. Raises DeterminismError."""
+    """Refuse to compute where the bytes of a plan could not be reproduced. Raises OtherMachineError."""
     here = device_class(device)
     if here != numerics.device_class:
-        raise DeterminismError(
+        raise OtherMachineError(
             f"the plan was made for {numerics.device_class}, this process computes on {here}: its bytes would differ; "
             "run on machines of the plan's kind, or write to another URL"
         )
     version = numerics.libraries.get("torch")
     if version != torch.__version__:
-        raise DeterminismError(
+        raise OtherMachineError(
             f"the plan was made with torch {version}, this process has {torch.__version__}: its bytes could differ; "
             "use the image or environment that the job was started with, or write to another URL"
         )

@@ -43,7 +43,7 @@ class LocalActor:
         call: Future[Any] = Future()
         try:
             if method == "__ray_call__":  # what it runs needs a node, and only says where the actor is
-                found: Any = f"{self.node} pid {self.number}"
+                found: Any = f"{self.node} pid {self.number}", self.node
             else:
                 self.num_calls += 1
                 found = self._answer(self, method, *args)

@@ -16,7 +16,7 @@ from genworker.bulk.plan import Plan
 from genworker.bulk.request import GenerateSpec, calibrated
 from genworker.bundle import Bundle, Lineage
 from genworker.device import device_class, has_fast_bfloat16
-from genworker.errors import BundleError, DeterminismError
+from genworker.errors import BundleError, OtherMachineError
 from genworker.sampling.engine import Engine
 from genworker.sampling.grid import useful_share, wasteful_size
 from genworker.sampling.latents import labels
@@ -308,7 +308,7 @@ def test_another_kind_of_machine_is_refused(field: str, value: object, message: 
     bundle = models.bundle_of()
     plan = plan_for(bundle)
     plan = plan.model_copy(update={"numerics": plan.numerics.model_copy(update={field: value})})
-    with pytest.raises(DeterminismError) as caught:
+    with pytest.raises(OtherMachineError) as caught:
         Engine(bundle, plan, CPU)
     assert message in str(caught.value)
     assert "write to another URL" in str(caught.value)

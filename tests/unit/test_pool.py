@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from genworker.bulk import pool as pools
-from genworker.bulk.capacity import Losses, fixed
+from genworker.bulk.actor import Places
+from genworker.bulk.capacity import Capacity, fixed
+from genworker.bulk.losses import Losses
 from genworker.bulk.plan import Task
 from genworker.bulk.pool import ShardPool
-from genworker.errors import JobError
+from genworker.bulk.request import GenerateSpec
+from genworker.errors import ClusterError, DeterminismError, JobError, OtherMachineError
 from tests.fakes.actors import receipt_for
 from tests.fakes.local_actors import LocalActor, LocalActors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from genworker.bulk.records import Receipt
 
 DEPTH = 2
 
@@ -123,10 +129,117 @@ def test_a_crash_loop_ends_the_job(num_actors: int, num_deaths: int) -> None:
 
 def test_losses_count_against_the_most_actors_since_a_task_was_finished() -> None:
     """A pool that shrinks by its losses may lose as many as a whole one; a task that is finished begins the count anew."""
-    losses = Losses()
-    assert not any(losses.note(left) for left in range(16, 0, -1))
-    assert not any(losses.note(left) for left in range(16, 0, -1))
-    assert losses.note(16)
-    losses.forget()
-    assert losses.in_a_row == 0
-    assert [losses.note(1) for _ in range(4)] == [False, False, False, True]
+    losses = Losses(lambda _event: None, lambda _node: None)
+    for num_members in [*range(16, 0, -1)] * 2:
+        losses.died(RayActorError(), num_members)
+    with pytest.raises(JobError, match=r"^33 actors died"):
+        losses.died(RayActorError(), 16)
+    losses.task_finished()
+    for _ in range(3):
+        losses.died(RayActorError(), 1)
+    with pytest.raises(JobError, match=r"^4 actors died"):
+        losses.died(RayActorError(), 1)
+
+
+# --- machines of another kind ----------------------------------------------------------------------------------------
+
+OTHER_KIND = "the plan was made for cpu/a, this process computes on cpu/b"
+
+
+def refusing(*nodes: str) -> Callable[..., Receipt]:
+    """What actors answer that make shards, but not on these nodes."""
+
+    def answer(actor: LocalActor, _method: str, task: Task, attempt: int) -> Receipt:
+        if actor.node in nodes:
+            raise OtherMachineError(OTHER_KIND)
+        return receipt_for(task, attempt)
+
+    return answer
+
+
+def test_a_machine_of_another_kind_is_left_out_and_the_job_goes_on() -> None:
+    """Its actors are let go and told of once; their shards are made elsewhere, at no cost of an attempt."""
+    left_out: set[str] = set()
+    actors = LocalActors(refusing("odd"), lambda number: "odd" if number % 2 and "odd" not in left_out else "good")
+    events: list[str] = []
+    pool = ShardPool(
+        actors.start, fixed(4), depth=DEPTH, max_attempts=1, on_event=events.append, on_refused=left_out.add
+    )
+    receipts = list(pool.run(tasks(40), 40))
+    assert sorted(receipt.shard_index for receipt in receipts) == list(range(40))
+    assert {receipt.attempt for receipt in receipts} == {0}
+    assert events == [f"the actor on odd pid 1 refused, and its node is left out: {OTHER_KIND}"]
+    assert left_out == {"odd"}
+    assert [actor.node for actor in actors.started] == ["good", "odd", "good", "odd", "good", "good"]
+    assert [actor.number for actor in actors.started if actor.is_dead] == [1, 3]
+
+
+def test_a_cluster_of_another_kind_ends_the_job_with_the_reason() -> None:
+    """Where no node is left, as on one machine alone, the job ends at once with what differs and no word of a shortage."""
+    left_out: set[str] = set()
+    actors = LocalActors(refusing("odd"), lambda _number: "odd")
+    capacity = Capacity(4, 4, lambda: 0 if left_out else 4)
+    with pytest.raises(OtherMachineError, match=f"^{OTHER_KIND}$"):
+        shards_of(ShardPool(actors.start, capacity, on_refused=left_out.add), 40)
+    assert len(actors.started) <= 8
+
+
+def test_a_shortage_names_the_nodes_that_were_left_out() -> None:
+    """Where fewer than the fewest are left, the shortage is told with its reason."""
+    left_out: set[str] = set()
+    actors = LocalActors(refusing("odd"), lambda number: "odd" if number == 1 else "good")
+    capacity = Capacity(2, 2, lambda: 1 if left_out else 2)
+    with pytest.raises(
+        ClusterError, match=f"^1 of at least 2 actors are ready, .*; nodes were left out: {OTHER_KIND}$"
+    ):
+        shards_of(ShardPool(actors.start, capacity, on_refused=left_out.add), 40)
+
+
+def test_actors_that_come_back_to_such_a_machine_end_the_job() -> None:
+    """Where its node cannot be left out, because a label asks for it, refusals count as deaths do."""
+    actors = LocalActors(refusing("odd"), lambda _number: "odd")
+    with pytest.raises(OtherMachineError, match=OTHER_KIND):
+        shards_of(ShardPool(actors.start, fixed(2), depth=DEPTH), 40)
+    assert len(actors.started) == 6
+
+
+def test_other_bytes_end_the_job_still() -> None:
+    """A shard that gives two results is no matter of the machine's kind, and no other actor is tried."""
+
+    def answer(*_: object) -> Receipt:
+        raise DeterminismError("holds other bytes")
+
+    actors = LocalActors(answer)
+    with pytest.raises(DeterminismError, match=r"^holds other bytes$"):
+        shards_of(ShardPool(actors.start, fixed(2), depth=DEPTH), 40)
+    assert len(actors.started) == 2
+
+
+def test_no_actor_starts_on_a_node_that_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a node is neither room nor named to Ray, unless the user asks for one by its id."""
+    nodes = [
+        {"NodeID": name, "Alive": True, "Resources": {"CPU": 4.0}, "Labels": {"ray.io/node-id": name, "zone": zone}}
+        for name, zone in (("a", "1"), ("b", "1"), ("c", "2"))
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+
+    def places(**labels: str) -> Places:
+        values = {"bundle": "b", "out": "o", "num_samples": 1, "node_labels": labels}
+        return Places(GenerateSpec.parse(values, origin="test"))
+
+    anywhere = places()
+    assert "label_selector" not in anywhere.options()
+    assert anywhere.room() == 12
+    anywhere.leave_out("b")
+    anywhere.leave_out("a")
+    assert anywhere.options()["label_selector"] == {"ray.io/node-id": "!in(a,b)"}
+    assert anywhere.room() == 4
+    assert anywhere.describe().endswith("the cluster has 4 CPUs and 0 GPUs on 1 nodes, without 2 that were left out")
+    zone = places(zone="1")
+    zone.leave_out("a")
+    assert zone.options()["label_selector"] == {"ray.io/node-id": "!in(a)", "zone": "1"}
+    assert zone.room() == 4
+    one = places(**{"ray.io/node-id": "a"})
+    one.leave_out("a")
+    assert one.options()["label_selector"] == {"ray.io/node-id": "a"}
+    assert one.room() == 0
