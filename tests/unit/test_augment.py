@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genworker.config import load_spec
 from genworker.errors import UsageError
 from genworker.families.augment import NUM_UNIFORMS, Augment, AugmentConfig
 from genworker.families.augment_operations import Draw, cut_out, inverse_affine, recolour, resample
 from genworker.families.base import Cosine
+from genworker.families.r3gan_config import R3GANConfig
 from genworker.sampling.latents import uniforms
+from genworker.training.spec import TrainSpec
 
 GROUPS = ["blit", "geometry", "colour", "cutout"]
 SHAPES = [(1, 28, 28), (3, 16, 16), (3, 9, 14), (2, 5, 7), (4, 8, 8), (1, 1, 1)]
@@ -194,3 +197,19 @@ def test_senseless_settings_are_refused(values: dict[str, object], message: str)
     """Each with a sentence that says what to do."""
     with pytest.raises(UsageError, match=message):
         AugmentConfig.parse(values, origin="test")
+
+
+@pytest.mark.parametrize("preset", ["fashion-tiny", "fashion-gpu", "image-64", "image-256"])
+def test_a_preset_adapts_when_it_is_given_a_target(preset: str) -> None:
+    """As README and the presets' comments have it; by themselves the published recipes follow a schedule, the small none."""
+    by_itself, told = (
+        load_spec(TrainSpec, preset, overrides, {}).family for overrides in ([], ["family.augment={target: 0.6}"])
+    )
+    assert isinstance(by_itself, R3GANConfig)
+    assert isinstance(told, R3GANConfig)
+    if preset == "fashion-tiny":
+        assert by_itself.augment is None
+    else:
+        assert by_itself.augment is not None
+        assert by_itself.augment.schedule == Cosine(start=0.0, end=0.3)
+    assert told.augment == AugmentConfig(target=0.6)
