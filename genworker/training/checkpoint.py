@@ -1,7 +1,7 @@
 """Checkpoints: the whole state of a run in one safetensors object, so that one PUT makes it or does not.
 
-In: networks, weight average, optimizers, counters and the watchdog's state. Out: the same, exactly. All randomness of
-training is addressed by the position in the run (see `genworker.sampling.latents`), so the counters are the state of every
+In: networks, weight average, optimizers, counters, conditions and the watchdog's state. Out: the same, exactly. All randomness
+of training is addressed by the position in the run (see `genworker.sampling.latents`), so the counters are the state of every
 rank's generator and of the loader; adaptive augmentation lives in a buffer of the networks. Nothing is ever unpickled.
 """
 
@@ -38,14 +38,30 @@ class Counters:
     rollbacks: int = 0
 
 
+@dataclass
+class Conditions:
+    """What decides the bits of a run besides its spec.
+
+    Attributes:
+        source_digest: of the data.
+        source_images: how many the data has.
+        precision: of convolutions, ``float32`` or ``bfloat16``: what ``training.precision`` meant where the run began.
+    """
+
+    source_digest: str
+    source_images: int
+    precision: str
+
+
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that a training step changes."""
+    """Everything that a training step changes, and under which conditions."""
 
     networks: nn.ModuleDict
     average: nn.ModuleDict
     optimizers: Mapping[str, torch.optim.Optimizer]
     counters: Counters
+    conditions: Conditions
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, views where possible."""
@@ -82,6 +98,7 @@ class Snapshot:
         identity: of the spec, so that another spec can be shown the differences.
         watchdog: the watchdog's state, JSON.
         good: whether the watchdog saw nothing amiss, so that a diverging run may go back to it.
+        conditions: as they were; empty in checkpoints of versions that did not keep them.
     """
 
     tensors: Mapping[str, Tensor]
@@ -89,6 +106,7 @@ class Snapshot:
     identity: Mapping[str, Any]
     watchdog: Mapping[str, Any] = field(default_factory=dict)
     good: bool = True
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -97,12 +115,7 @@ class Snapshot:
 
     def to_bytes(self) -> bytes:
         """The object; equal snapshots give equal bytes."""
-        facts = {
-            "counters": self.counters,
-            "good": self.good,
-            "identity": self.identity,
-            "watchdog": self.watchdog,
-        }
+        facts = {name: value for name, value in vars(self).items() if name != "tensors"}
         # One entry, because safetensors writes several in random order.
         header = {_HEADER_KEY: canonical_json(facts | {"sha256": _digest(facts, self.tensors)})}
         return safetensors.torch.save(dict(self.tensors), metadata=header)
@@ -127,7 +140,8 @@ def take(
 ) -> Snapshot:
     """Copy the state of a run, so that it can be stored while training goes on."""
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.tensors().items()}
-    return Snapshot(tensors, dict(vars(state.counters)), spec.identity(), watchdog or {}, good)
+    counters, conditions = dict(vars(state.counters)), dict(vars(state.conditions))
+    return Snapshot(tensors, counters, spec.identity(), watchdog or {}, good, conditions)
 
 
 def save(store: Store, snapshot: Snapshot) -> str:
@@ -142,21 +156,35 @@ def read(store: Store, key: str) -> Snapshot:
 
 
 def restore(snapshot: Snapshot, state: TrainingState, spec: TrainSpec, where: str) -> None:
-    """Load a checkpoint into a run's state. Raises CheckpointError, with the differences, where it is of another spec."""
+    """Load a checkpoint into a run's state; the run goes on in its precision.
+
+    Raises:
+        CheckpointError: with the differences, where it is of another spec or of other data.
+    """
     if snapshot.identity != spec.identity():
         lines = "\n  ".join(spec_differences(spec.identity(), dict(snapshot.identity)))
         raise CheckpointError(
             f"{where} was written by another spec; train into another URL, or run the spec that is stored beside it in "
             f"spec.json. Differences:\n  {lines}"
         )
+    theirs = dict(snapshot.conditions)
+    precision = theirs.pop("precision", state.conditions.precision)
+    ours = {name: value for name, value in vars(state.conditions).items() if name in theirs}
+    if ours != theirs:
+        lines = "\n  ".join(spec_differences(ours, theirs))
+        raise CheckpointError(
+            f"{where} was written while the data was another, so it cannot be gone on from exactly; bring the data back as it "
+            f"was, or train into another URL. Differences:\n  {lines}"
+        )
     state.load_tensors(snapshot.tensors)
     vars(state.counters).update(snapshot.counters)
+    state.conditions.precision = precision
 
 
 def load_latest(store: Store, state: TrainingState, spec: TrainSpec, skipped: list[str]) -> Snapshot | None:
     """Load the newest whole checkpoint into ``state`` and return it; None when there is none.
 
-    Damaged ones are passed over and named in ``skipped``. Raises CheckpointError when a whole one belongs to another spec.
+    Damaged ones are passed over and named in ``skipped``. Raises CheckpointError as `restore` does.
     """
     for key in keys(store):
         try:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from genworker.errors import CheckpointError, DivergedError
+from genworker.errors import DivergedError
 from genworker.sources.base import Source
 from genworker.stores.base import Store
 from genworker.training import checkpoint
@@ -22,6 +22,7 @@ from genworker.training.order import held_out_indices
 from genworker.training.packing import pack_bundle
 from genworker.training.record import BUNDLE_PREFIX, Metrics
 from genworker.training.recorder import Recorder
+from genworker.training.resume import resume
 from genworker.training.spec import TrainSpec
 from genworker.training.step import Meter, Trainer
 from genworker.training.watchdog import Alarm, Verdict, Watchdog
@@ -47,7 +48,7 @@ def train(
     Raises:
         DivergedError: the run diverged more often than `WatchdogSpec.max_rollbacks`.
         TrainingError: a checkpoint could not be stored, or the weights are not finite at the end.
-        CheckpointError: the store holds a run of another spec.
+        CheckpointError: the store holds a run of another spec or of other data.
         SourceError, StoreError: data or storage failed.
     """
     run = _Run(Trainer(spec, source, rank, world_size, device), source, store, hooks)
@@ -64,9 +65,7 @@ class _Run:
         self.trainer, self.source, self.store, self.hooks = trainer, source, store, hooks
         self.spec, self.group = trainer.spec, trainer.group
         spec = trainer.spec
-        snapshot, skipped = resume(self.trainer, store)
-        for damaged in skipped:
-            hooks.on_event(f"passed over a damaged checkpoint, {damaged}")
+        snapshot = resume(self.trainer, store, hooks.on_event)
         self.examiner = Examiner(self.trainer, source) if self.group.rank == 0 else None
         self.watchdog = Watchdog(
             spec.watchdog, self.trainer.family.bands(), self.trainer.state.counters.nonfinite_steps
@@ -234,21 +233,3 @@ class _Run:
 def _next_multiple(interval: int, images_seen: int) -> int:
     """Where the next report is due: on a grid of its own, so that a resumed run reports where an unbroken one does."""
     return (images_seen // interval + 1) * interval
-
-
-def resume(trainer: Trainer, store: Store) -> tuple[checkpoint.Snapshot | None, list[str]]:
-    """Load the newest whole checkpoint, if any; returns it, and the damaged ones that were passed over.
-
-    Raises:
-        CheckpointError: the checkpoint is of another spec, or another one than rank 0 found.
-    """
-    skipped: list[str] = []
-    snapshot = checkpoint.load_latest(store, trainer.state, trainer.spec, skipped)
-    here = trainer.state.counters.images_seen
-    first = trainer.group.from_first(here)
-    if here != first:
-        raise CheckpointError(
-            f"{store.url}: rank {trainer.group.rank} found a checkpoint of {here} images, rank 0 one of {first}; another run "
-            "writes to the same URL: stop it, then run the command again"
-        )
-    return snapshot, skipped

@@ -130,10 +130,14 @@ class Trainer:
             )
             for phase in self.phases
         }
+        precision = str(resolve_precision(spec.training.precision, device)).removeprefix("torch.")
         self.state = checkpoint.TrainingState(
-            self.networks, self.average.networks, self.optimizers, checkpoint.Counters()
+            self.networks,
+            self.average.networks,
+            self.optimizers,
+            checkpoint.Counters(),
+            checkpoint.Conditions(source.digest(), len(source), precision),
         )
-        self.dtype = resolve_precision(spec.training.precision, device)
         self._context = Context(spec.seed, self.group, device, batch_images=micro)
 
     def reset(self) -> None:
@@ -147,6 +151,11 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.state.clear()
         vars(self.state.counters).update(vars(checkpoint.Counters()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of convolutions; a checkpoint that is loaded, or rank 0, may have another one than this processor would choose."""
+        return torch.bfloat16 if self.state.conditions.precision == "bfloat16" else torch.float32
 
     @property
     def seed(self) -> int:

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,7 @@ from genworker.errors import CheckpointError, TrainingError
 from genworker.schema import SampleBatch
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop, record, step
-from genworker.training.checkpoint import Counters, TrainingState
+from genworker.training.checkpoint import Conditions, Counters, TrainingState
 from genworker.training.hooks import Hooks, TrainResult
 from genworker.training.loader import Loader
 from genworker.training.record import BUNDLE_PREFIX, METRICS_KEY, read_metrics
@@ -62,7 +63,8 @@ def tiny_state(seed: int = 0, images_seen: int = 0, steps: int = 2) -> TrainingS
         for optimizer in optimizers.values():
             optimizer.step()
     average = nn.ModuleDict({"one": copy.deepcopy(networks["one"])})
-    return TrainingState(networks, average, optimizers, Counters(images_seen=images_seen, nonfinite_steps=seed))
+    counters = Counters(images_seen=images_seen, nonfinite_steps=seed)
+    return TrainingState(networks, average, optimizers, counters, Conditions("0" * 64, 48, "float32"))
 
 
 def keep(store: Store, state: TrainingState, spec: TrainSpec = SPEC, **facts: Any) -> str:
@@ -243,7 +245,7 @@ def test_a_checkpoint_of_other_networks_is_refused(store: Store) -> None:
     """Tensors that do not fit the networks are refused, in one error."""
     keep(store, tiny_state())
     state = tiny_state()
-    other = TrainingState(nn.ModuleDict({"one": nn.Linear(3, 2)}), state.average, state.optimizers, state.counters)
+    other = replace(state, networks=nn.ModuleDict({"one": nn.Linear(3, 2)}))
     with pytest.raises(CheckpointError, match="other networks"):
         checkpoint.load_latest(store, other, SPEC, [])
 

@@ -56,6 +56,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
                 "upload",
                 "recorder",
                 "hooks",
+                "resume",
                 "packing",
                 "preflight",
                 "room",

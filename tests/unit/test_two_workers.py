@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ import torch.distributed as dist
 
 from genworker.sources.fashion_mnist import FashionMnistConfig, FashionMnistSource
 from genworker.stores import open_store
-from genworker.training import loop
+from genworker.training import loop, step
 from genworker.training.hooks import Hooks
 from genworker.training.loader import Loader
+from genworker.training.resume import resume
 from genworker.training.step import Meter, Trainer
 from tests.fakes import models
 from tests.fakes.losses import wrap_losses
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from genworker.families.base import Losses
     from genworker.schema import Int64Array, SampleBatch
+    from genworker.stores import Store
     from genworker.training.spec import TrainSpec
     from genworker.training.step import Context
 
@@ -58,13 +61,17 @@ def spec_of(images: int = 8) -> TrainSpec:
     return type(models.train_spec()).parse(values | {"watchdog": {"patience": 1}}, origin="test")
 
 
+def new_store() -> Store:
+    return open_store(f"memory://{uuid.uuid4().hex}")
+
+
 def train(rank: int, source: FashionMnistSource, images: int = 8, **hooks: Any) -> dict[str, Any]:
     """Train as one of two; what rank 0 reports last, and the events."""
     events: list[str] = []
     result = loop.train(
         spec_of(images=images),
         source,
-        open_store(f"memory://two-workers-{time.monotonic_ns()}"),
+        new_store(),
         rank=rank,
         world_size=2,
         device=CPU,
@@ -120,7 +127,17 @@ def question(rank: int) -> list[int]:
     return asked
 
 
-SCENARIOS = (infinite_loss, slow_to_compute, slow_to_read, question)
+def precision(rank: int) -> str:
+    """What two processors of different kinds compute in, where the spec leaves it to them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fastest = torch.float32 if rank else torch.bfloat16
+        monkeypatch.setattr(step, "resolve_precision", lambda _precision, _device: fastest)
+        trainer = Trainer(spec_of(), SHIPPED, rank, 2, CPU)
+    resume(trainer, new_store(), lambda _text: None)
+    return str(trainer.dtype)
+
+
+SCENARIOS = (infinite_loss, slow_to_compute, slow_to_read, question, precision)
 
 
 def work(rank: int, folder: Path) -> None:
@@ -175,6 +192,11 @@ def test_a_worker_that_waits_for_data_is_named(found: list[dict[str, Any]]) -> N
 def test_a_question_of_one_worker_is_asked_by_both_after_the_same_step(found: list[dict[str, Any]]) -> None:
     """What only all can ask together, all ask equally often."""
     assert [one["question"] for one in found] == [[1], [1]]
+
+
+def test_all_workers_compute_in_the_precision_of_the_first(found: list[dict[str, Any]]) -> None:
+    """A gradient is never summed over parts that were computed in different precisions."""
+    assert [one["precision"] for one in found] == ["torch.bfloat16"] * 2
 
 
 if __name__ == "__main__":
