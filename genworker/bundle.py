@@ -43,6 +43,7 @@ class Lineage(Spec):
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+NumBytes = Annotated[int, Field(ge=1, lt=2**48)]
 
 
 class ScorerInfo(Spec):
@@ -50,7 +51,7 @@ class ScorerInfo(Spec):
 
     networks: tuple[str, ...]
     sha256: Sha256
-    num_bytes: Annotated[int, Field(ge=1)]
+    num_bytes: NumBytes
 
 
 class BundleInfo(Spec):
@@ -61,7 +62,7 @@ class BundleInfo(Spec):
     image_schema: ImageSchema
     networks: tuple[str, ...]
     weights_sha256: Sha256
-    weights_bytes: Annotated[int, Field(ge=1)]
+    weights_bytes: NumBytes
     scorer: ScorerInfo | None = None
     lineage: Lineage = Lineage()
 
@@ -184,10 +185,10 @@ def load_info(store: Store, prefix: str = "") -> BundleInfo:
     """Read and validate bundle.json below ``prefix``. Raises BundleError."""
     where = f"{store.url}/{prefix}{BUNDLE_KEY}"
     try:
-        head = store.head(prefix + BUNDLE_KEY)
-        if head.size > MAX_JSON_BYTES:
-            raise BundleError(f"{where}: {head.size} bytes; a bundle.json has at most {MAX_JSON_BYTES}")
-        data = json.loads(store.get(prefix + BUNDLE_KEY))
+        text = store.get(prefix + BUNDLE_KEY, length=MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise BundleError(f"{where}: has more than {MAX_JSON_BYTES} bytes, the most that a bundle.json has")
+        data = json.loads(text)
     except ObjectMissingError as err:
         raise BundleError(
             f"{where}: there is no bundle here; name the folder 'bundle' below the URL that `genworker train` was given"
@@ -208,7 +209,7 @@ def load_info(store: Store, prefix: str = "") -> BundleInfo:
 def load(store: Store, prefix: str = "", *, with_scorer: bool = False) -> Bundle:
     """Read a bundle, its scorer on demand, and check its weights against its JSON. Raises BundleError."""
     info = load_info(store, prefix)
-    weights = _checked(store, prefix + WEIGHTS_KEY, info.weights_sha256)
+    weights = _checked(store, prefix + WEIGHTS_KEY, info.weights_sha256, info.weights_bytes)
     scorer = None
     if with_scorer:
         if info.scorer is None:
@@ -216,19 +217,22 @@ def load(store: Store, prefix: str = "", *, with_scorer: bool = False) -> Bundle
                 f"{store.url}/{prefix}{BUNDLE_KEY}: the bundle holds no discriminator to score with, as those of r3gan with "
                 "pac 1 do; train it again, or leave the column score out"
             )
-        scorer = _checked(store, prefix + SCORER_KEY, info.scorer.sha256)
+        scorer = _checked(store, prefix + SCORER_KEY, info.scorer.sha256, info.scorer.num_bytes)
     return Bundle(info, weights, f"{store.url}/{prefix}{WEIGHTS_KEY}", scorer)
 
 
-def _checked(store: Store, key: str, sha256: str) -> bytes:
+def _checked(store: Store, key: str, sha256: str, num_bytes: int) -> bytes:
     where = f"{store.url}/{key}"
     try:
-        weights = store.get(key)
+        # One byte more than there should be, so that a longer object is noticed without being fetched whole.
+        weights = store.get(key, length=num_bytes + 1)
     except ObjectMissingError as err:
         raise BundleError(
             f"{where}: missing, though {BUNDLE_KEY} is there; the bundle was damaged, copy it again"
         ) from err
-    seen = hashlib.sha256(weights).hexdigest()
-    if seen != sha256:
+    if len(weights) != num_bytes:
+        seen = f"only {len(weights)}" if len(weights) < num_bytes else "more"
+        raise BundleError(f"{where}: has {seen} bytes, {BUNDLE_KEY} says {num_bytes}; copy the bundle again")
+    if (seen := hashlib.sha256(weights).hexdigest()) != sha256:
         raise BundleError(f"{where}: SHA-256 is {seen}, {BUNDLE_KEY} says {sha256}; copy the bundle again")
     return weights

@@ -53,6 +53,7 @@ from genworker.errors import (
 from genworker.sampling.calibration import Calibration
 from genworker.stores.base import Store
 
+_MAX_PLAN_BYTES = 2**24
 _MAX_ERROR_CHARACTERS = 4_000
 _PUTS = 3  # of an object that is said to be there and is not
 
@@ -60,9 +61,11 @@ _PUTS = 3  # of an object that is said to be there and is not
 def read_plan(store: Store) -> Plan | None:
     """The plan under a URL, or None. Raises PlanError when it is not a plan that this version reads."""
     try:
-        text = store.get(PLAN_KEY)
+        text = store.get(PLAN_KEY, length=_MAX_PLAN_BYTES + 1)
     except ObjectMissingError:
         return None
+    if len(text) > _MAX_PLAN_BYTES:
+        raise PlanError(f"{store.url}/{PLAN_KEY}: has more than {_MAX_PLAN_BYTES} bytes; no plan of genworker has")
     try:
         return Plan.model_validate_json(text)
     except ValidationError as err:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SpecT = TypeVar("SpecT", bound=Spec)
 
+_MAX_BYTES = 2**30  # of a manifest with five million shards
+
 _RESUME = "run the same generate command again to resume"
 
 
@@ -61,9 +63,11 @@ def examine(store: Store) -> tuple[Manifest | None, list[Fault]]:
     The manifest is None, with at least one fault, where the shards that it should name cannot be known.
     """
     try:
-        text = store.get(MANIFEST_KEY)
+        text = store.get(MANIFEST_KEY, length=_MAX_BYTES + 1)
     except ObjectMissingError:
         return None, [Fault(MANIFEST_KEY, f"no manifest: {_what_is_there(store)}")]
+    if len(text) > _MAX_BYTES:
+        return None, [Fault(MANIFEST_KEY, f"has more than {_MAX_BYTES} bytes, the most that is read of a manifest")]
     manifest = parse(Manifest, MANIFEST_KEY, text)
     if isinstance(manifest, Fault):
         return None, [manifest]

@@ -375,7 +375,7 @@ WRONG = {
     "a run is no bundle": Wrong(generate(bundle="run"), 1, "there is no bundle.*'bundle' below the URL"),
     "a dataset is no bundle": Wrong(generate(bundle="dataset"), 1, "there is no bundle"),
     "bundle of another version": Wrong(generate(bundle="future"), 1, "version 2; this genworker reads version 1"),
-    "damaged bundle": Wrong(generate(bundle="damaged"), 1, "weights.safetensors: SHA-256 is"),
+    "damaged bundle": Wrong(generate(bundle="damaged"), 1, "weights.safetensors: has only 7 bytes"),
     "shards past the limit": Wrong(
         generate("--samples-per-shard", 10**12), 1, "samples_per_shard 1000000000000: .* use at most"
     ),

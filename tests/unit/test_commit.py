@@ -491,3 +491,15 @@ def test_a_damaged_manifest_is_named(store: Store, content: bytes) -> None:
     with pytest.raises(DatasetError, match=MANIFEST_KEY) as caught:
         commit.published(store)
     assert len(str(caught.value)) < 1000
+
+
+def test_a_plan_beyond_any_reason_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an object under the plan's key no more is fetched than a plan can have."""
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    commit.claim(store, PLAN)
+    size = len(store.get(commit.PLAN_KEY))
+    monkeypatch.setattr(commit, "_MAX_PLAN_BYTES", size)
+    assert commit.read_plan(store) == PLAN
+    monkeypatch.setattr(commit, "_MAX_PLAN_BYTES", size - 1)
+    with pytest.raises(PlanError, match=f"plan.json: has more than {size - 1} bytes"):
+        commit.read_plan(store)

@@ -335,3 +335,15 @@ def test_shard_that_was_written_wrong_is_found(
     (fault,) = verify(url)
     assert fault.key == plan.shard_key(0)
     assert re.fullmatch(problem, fault.problem)
+
+
+def test_a_manifest_beyond_any_reason_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an object under the manifest's key no more is fetched than a manifest can have."""
+    url = f"memory://{uuid.uuid4().hex}"
+    fake.publish(url, fake.make_plan(num_samples=20))
+    size = len(open_store(url).get(MANIFEST_KEY))
+    monkeypatch.setattr("genworker.reading.manifest._MAX_BYTES", size)
+    assert len(open_dataset(url)) == 20
+    monkeypatch.setattr("genworker.reading.manifest._MAX_BYTES", size - 1)
+    with pytest.raises(DatasetError, match=f"_manifest.json: has more than {size - 1} bytes"):
+        open_dataset(url)
