@@ -1,7 +1,8 @@
 """A finished dataset as a `pyarrow.dataset.Dataset` over the shards that its manifest names.
 
 In: a store and a manifest. Out: a dataset that fetches what is asked of it, by byte range, through the store: so with its
-credentials, from wherever it can read. It lists nothing, and compares no digests (`genworker verify` does).
+credentials, from wherever it can read. It lists nothing, and compares the checksums of the pages that it reads, but no digests
+of whole shards (`genworker verify` does).
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def arrow_dataset(store: Store, manifest: Manifest) -> Any:
-    """Open the shards of ``manifest``; raises UsageError when they are of a format that Arrow does not read."""
+    """Open the shards of ``manifest``; what reads it meets pyarrow's OSError where a page is damaged.
+
+    Raises:
+        UsageError: they are of a format that Arrow does not read.
+    """
     name = manifest.plan.format
     arrow = formats.get(name).arrow
     if arrow is None:
@@ -33,7 +38,10 @@ def arrow_dataset(store: Store, manifest: Manifest) -> Any:
             f"--format {able}"
         )
     files = pafs.PyFileSystem(ShardFiles(store, {entry.key: entry.num_bytes for entry in manifest.shards}))
-    return pads.dataset([entry.key for entry in manifest.shards], filesystem=files, format=arrow)
+    # Asked for by its name alone, Parquet's checksums are not compared.
+    options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+    checked = {"parquet": pads.ParquetFileFormat(default_fragment_scan_options=options)}
+    return pads.dataset([entry.key for entry in manifest.shards], filesystem=files, format=checked.get(arrow, arrow))
 
 
 class ShardFiles(pafs.FileSystemHandler):  # type: ignore[misc]

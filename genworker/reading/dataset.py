@@ -68,8 +68,9 @@ class Dataset(Samples):
     def to_arrow(self) -> Any:
         """A `pyarrow.dataset.Dataset` of the stored columns, over the manifest's shards and no others.
 
-        It reads by byte range and compares no digests. Its ``files`` and ``filesystem`` are what other readers of Parquet
-        take: ``ray.data.read_parquet(arrow.files, filesystem=arrow.filesystem)``.
+        It reads by byte range. It compares the checksum of each page that it reads, and no digests of shards: a damaged page is
+        pyarrow's OSError, raised where the data is read. Its ``files`` and ``filesystem`` are what other readers of Parquet
+        take, which compare what they choose to: ``ray.data.read_parquet(arrow.files, filesystem=arrow.filesystem)``.
 
         Raises:
             UsageError: the shards are of a format that Arrow cannot read.

@@ -80,6 +80,23 @@ def test_arrow_dataset_travels_to_other_processes(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(arrow)).count_rows() == NUM  # noqa: S301
 
 
+def test_a_flipped_bit_is_not_given_as_a_sample(tmp_path: Path) -> None:
+    """Pages are compared with their checksums, by pyarrow and by what reads through it, also in other processes."""
+    fake.publish(str(tmp_path), fake.make_plan(num_samples=NUM))
+    arrow = genworker.open(str(tmp_path)).to_arrow()
+    assert arrow.to_table().num_rows == NUM
+    path = tmp_path / arrow.files[1]
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 8] ^= 1
+    path.write_bytes(data)
+    for damaged in (arrow, pickle.loads(pickle.dumps(arrow))):  # noqa: S301
+        with pytest.raises(OSError, match="CRC checksum verification failed"):
+            damaged.to_table()
+        with pytest.raises(OSError, match="CRC checksum verification failed"):
+            pl.scan_pyarrow_dataset(damaged).select("image").collect()
+        assert damaged.to_table(columns=["label"]).num_rows == NUM  # from pages that are whole
+
+
 def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
     """Tar shards are a UsageError, a shard that is gone an ObjectMissingError, and nothing can be written."""
     fake.publish(str(tmp_path / "tar"), fake.make_plan(format="webdataset"))
