@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -259,7 +260,7 @@ def test_row_groups_are_cut_by_bytes(sizes: list[int], expected: list[int]) -> N
 
 
 def test_parquet_layout_is_what_readers_are_promised() -> None:
-    """Image bytes are plain, the rest is zstd, pages are indexed, and metadata tells Hugging Face the types."""
+    """Image bytes are plain, the rest is zstd, pages are indexed and summed, and metadata tells Hugging Face the types."""
     schema = SCHEMA.model_copy(update={"class_names": ("ankle boot", "bag", "coat", "dress")})
     data = shard("parquet", "png", schema, [samples(schema, 300)])
     file = pq.ParquetFile(io.BytesIO(data))
@@ -271,6 +272,7 @@ def test_parquet_layout_is_what_readers_are_promised() -> None:
         assert column.compression == ("UNCOMPRESSED" if is_image else "ZSTD")
         assert column.is_stats_set == (path in {"sample_index", "label"})
         assert column.has_offset_index
+        assert column.has_column_index == column.is_stats_set
         assert ("RLE_DICTIONARY" in column.encodings) == (path == "label")
     features = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]
     assert features == {
@@ -279,6 +281,26 @@ def test_parquet_layout_is_what_readers_are_promised() -> None:
         "label": {"names": ["ankle boot", "bag", "coat", "dress"], "_type": "ClassLabel"},
     }
     assert file.read(["image"]).column("image")[0].as_py()["path"] == "000000000100.png"
+    damaged = bytearray(data)
+    damaged[file.metadata.row_group(0).column(columns["image.bytes"]).data_page_offset + 200] ^= 1
+    with pytest.raises(OSError, match="CRC checksum verification failed"):
+        pq.read_table(io.BytesIO(damaged), page_checksum_verification=True)
+
+
+# A data page's header in Thrift's compact form: its kind, two sizes, the CRC-32 of the page, and what follows.
+PAGE_HEADER = re.compile(rb"\x15\x00(?:\x15[\x80-\xff]*[\x00-\x7f]){2}\x15([\x80-\xff]*[\x00-\x7f])\x1c")
+
+
+def test_parquet_pages_end_where_the_content_says() -> None:
+    """One more sample near the start changes the pages around it; those after it are the same in both versions."""
+    schema = ImageSchema(channels=3, height=128, width=128)
+    batch = samples(schema, 200)
+    without = [batch.part(0, 10), batch.part(11, 200)]
+    before, after = (
+        set(PAGE_HEADER.findall(shard("parquet", "raw", schema, batches))) for batches in (without, [batch])
+    )
+    assert len(after) > 10
+    assert len(before & after) > 0.7 * len(after)
 
 
 def test_raw_parquet_says_how_to_read_its_bytes() -> None:
