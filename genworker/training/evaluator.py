@@ -3,32 +3,57 @@
 In: the keys of checkpoints as they are stored. Out: evaluations in the run's store, the bundle of the best one below
 ``best/``, and events for the user. Training never waits for it; a checkpoint that comes while another is measured is passed
 over, unless it is the last.
+
+Ray Train's own validation (`ray.train.ValidationConfig`) measures what `ray.train.report` was given: directories in Ray
+Train's storage, handed over at a barrier. Checkpoints here are objects of the run's store that Ray Train never sees, and a
+validation that is queued there would hold up the end of a start, of which a run that is preempted or grows has many.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from genworker.device import pick_device
 from genworker.errors import GenworkerError, ObjectMissingError
 from genworker.training import checkpoint
 from genworker.training.best import evaluate_checkpoint
-from genworker.training.spec import TrainSpec
+from genworker.training.spec import ResourceSpec, TrainSpec
 
-_LAST_SECONDS = 600.0  # for the evaluation of the last checkpoint, which the run waits for
+_MOST_CPUS = 8  # of one task; others may want to use the cluster, too
 
 
-def _measure(values: dict[str, Any], url: str, key: str) -> str | None:
+@dataclass(frozen=True)
+class Share:
+    """What a task may take of the cluster: processors (none: it shares one with a worker) and whether a GPU."""
+
+    cpus: int
+    gpu: bool
+
+
+def share_of(nodes: Sequence[Mapping[str, float]], resources: ResourceSpec, *, workers: int) -> Share:
+    """What ``workers`` of a run leave of nodes with these Ray resources, wherever they are."""
+    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    spare = int(cpus - workers * resources.cpus_per_worker)
+    if resources.use_gpu and gpus - workers >= 1:
+        # Its generator is what takes long; asking for a processor as well could ask for another node.
+        return Share(0, gpu=True)
+    # Some node has at least the average left, and at least one processor if any has.
+    return Share(min(_MOST_CPUS, max(spare // max(1, len(nodes)), min(spare, 1), 0)), gpu=False)
+
+
+def _measure(values: dict[str, Any], url: str, key: str, share: Share) -> str | None:
     """What the task does; returns the line to tell, or None where the checkpoint is no part of the run any more."""
     import torch
 
-    torch.set_num_threads(1)  # the workers need the others
+    torch.set_num_threads(max(1, share.cpus))  # the workers need the others
     spec = TrainSpec.model_validate(values)
     try:
-        measured = evaluate_checkpoint(spec, url, key)
+        measured = evaluate_checkpoint(spec, url, key, pick_device(use_gpu=share.gpu))
     except ObjectMissingError:
         return None
     if measured is None:
@@ -61,8 +86,6 @@ class Evaluator:
         self._next_due = self._due_after(measured)
         self._newest = -1
         self._outdated = False
-        labels = dict(spec.resources.node_labels) or None  # other nodes may not be allowed to write to the run
-        self._task = ray.remote(_measure).options(num_cpus=self._spare_cpus(), max_retries=1, label_selector=labels)
 
     def offer(self, key: str | None) -> None:
         """Take note of the newest checkpoint, and tell what came of an earlier one."""
@@ -75,12 +98,16 @@ class Evaluator:
         self._start(key)
 
     def finish(self, key: str | None) -> list[str]:
-        """Measure the last checkpoint, if it was not, and wait; returns what was measured after it was stored."""
-        deadline = time.monotonic() + _LAST_SECONDS
+        """Measure the last checkpoint, if it was not, and wait; returns what was measured after it was stored.
+
+        The workers have ended, so that it may use what was theirs.
+        """
+        seconds = self._spec.evaluation.final_wait_seconds
+        deadline = time.monotonic() + seconds
         self._trained |= key is not None
-        self._collect(_LAST_SECONDS)
+        self._collect(seconds)
         if key is not None and self._spec.evaluation.num_samples and key != self._done_key:
-            self._start(key)
+            self._start(key, workers=0)
             self._collect(max(1.0, deadline - time.monotonic()))
         return self._late
 
@@ -103,9 +130,18 @@ class Evaluator:
             return False
         return checkpoint.images_of(key) >= self._next_due
 
-    def _start(self, key: str) -> None:
+    def _start(self, key: str, workers: int | None = None) -> None:
+        resources = self._spec.resources
+        labels = resources.node_labels  # other nodes may not be allowed to write to the run
+        nodes = [
+            node["Resources"] for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()
+        ]
+        share = share_of(nodes, resources, workers=resources.most_workers if workers is None else workers)
+        task = ray.remote(_measure).options(
+            num_cpus=share.cpus, num_gpus=int(share.gpu), max_retries=1, label_selector=dict(labels) or None
+        )
         self._running_key, self._outdated = key, False
-        self._running = self._task.remote(self._spec.model_dump(mode="json"), self._url, key)
+        self._running = task.remote(self._spec.model_dump(mode="json"), self._url, key, share)
 
     def _collect(self, seconds: float) -> None:
         """Wait up to so long for what runs, and tell its line."""
@@ -114,7 +150,10 @@ class Evaluator:
         ready, _ = ray.wait([self._running], timeout=seconds)
         if not ready:
             if seconds:
-                self._on_event(f"the evaluation of {self._running_key} takes too long and is left out")
+                self._on_event(
+                    f"the evaluation of {self._running_key} takes longer than evaluation.final_wait_seconds, "
+                    f"{self._spec.evaluation.final_wait_seconds:g}, and is left out"
+                )
             return
         try:
             line = ray.get(self._running)
@@ -130,9 +169,3 @@ class Evaluator:
         if not self._outdated:
             self._done_key = self._running_key
         self._running = self._running_key = None
-
-    def _spare_cpus(self) -> int:
-        """One processor where the workers leave one, else none of its own: it shares theirs."""
-        resources = self._spec.resources
-        taken = resources.most_workers * resources.cpus_per_worker
-        return int(ray.cluster_resources().get("CPU", 0) > taken)

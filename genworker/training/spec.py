@@ -66,6 +66,10 @@ class EvaluationSpec(Spec):
     extractor_images: Annotated[int, Field(ge=1)] = Field(
         120_000, description="seen in training the classifier whose features are compared; at most 8 epochs"
     )
+    final_wait_seconds: Annotated[float, Field(ge=0)] = Field(
+        600.0,
+        description="how long a run waits at its end for the evaluation of its last checkpoint; large images take longer",
+    )
 
     @field_validator("metric")
     @classmethod

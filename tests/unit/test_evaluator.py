@@ -8,9 +8,9 @@ import pytest
 import ray
 
 from genworker.training import evaluator
-from genworker.training.checkpoint import key_of
-from genworker.training.evaluator import Evaluator
-from genworker.training.spec import TrainSpec
+from genworker.training.checkpoint import images_of, key_of
+from genworker.training.evaluator import Evaluator, Share, share_of
+from genworker.training.spec import ResourceSpec, TrainSpec
 from tests.fakes import models
 
 
@@ -21,19 +21,21 @@ class FakeRay:
 
     def __init__(self) -> None:
         self.measured: list[int] = []
+        self.asked: list[dict[str, Any]] = []
         self.ended = True
 
     def remote(self, *args: Any) -> Any:
         """Make the task, or start it for the key that comes last."""
         if len(args) > 1:
-            self.measured.append(int(args[2][-24:-12]))
+            self.measured.append(images_of(args[2]))
         return self
 
-    def options(self, **_options: Any) -> FakeRay:
+    def options(self, **options: Any) -> FakeRay:
+        self.asked.append(options)
         return self
 
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 4}
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": alive, "Labels": {}, "Resources": {"CPU": 4.0, "GPU": 1.0}} for alive in (True, False)]
 
     def wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         del timeout
@@ -91,3 +93,50 @@ def test_what_a_rollback_took_back_is_measured_again(fake: FakeRay, every_images
     fake.ended = True
     offer(made, 64, 80)
     assert fake.measured[4:] == [64, 64, 80]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "workers", "share"),
+    [
+        ([(2, 0)], {}, 2, Share(0, gpu=False)),
+        ([(2, 0)], {}, 1, Share(1, gpu=False)),
+        ([(1, 0)], {}, 2, Share(0, gpu=False)),  # a run of [1, 2] on a cluster that has not grown yet
+        (
+            [(4, 0), (4, 0)],
+            {"cpus_per_worker": 2},
+            2,
+            Share(2, gpu=False),
+        ),  # 1 + 3 or 2 + 2 or 0 + 4: two are always there
+        ([(1, 0)] * 4, {}, 3, Share(1, gpu=False)),
+        ([(64, 0)], {}, 4, Share(8, gpu=False)),
+        ([(16, 2)], {"use_gpu": True, "cpus_per_worker": 4}, 2, Share(8, gpu=False)),
+        ([(16, 3)], {"use_gpu": True, "cpus_per_worker": 4}, 2, Share(0, gpu=True)),
+        ([(16, 2)], {"cpus_per_worker": 4}, 0, Share(8, gpu=False)),  # the run does not use GPUs
+        ([], {}, 0, Share(0, gpu=False)),
+    ],
+)
+def test_an_evaluation_takes_what_the_workers_leave(
+    nodes: list[tuple[int, int]], resources: dict[str, Any], workers: int, share: Share
+) -> None:
+    """A GPU where one is free, else processors that some node has free however the workers lie."""
+    spec = ResourceSpec.parse(resources, origin="test")
+    assert share_of([{"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes], spec, workers=workers) == share
+
+
+def test_the_last_evaluation_takes_what_was_the_workers(fake: FakeRay) -> None:
+    """One GPU for one worker: while it trains, the task makes do with processors, and at the end it has the GPU."""
+    values = spec_of().model_dump(mode="json") | {"resources": {"use_gpu": True, "cpus_per_worker": 2}}
+    made = Evaluator(TrainSpec.parse(values, origin="test"), "url", lambda _text: None)
+    offer(made, 48)
+    made.finish(key_of(96))
+    assert [(options["num_cpus"], options["num_gpus"]) for options in fake.asked] == [(2, 0), (0, 1)]
+
+
+def test_a_last_evaluation_that_takes_too_long_is_left_out(fake: FakeRay) -> None:
+    """The message names the key that says how long a run waits."""
+    events: list[str] = []
+    fake.ended = False
+    Evaluator(spec_of(final_wait_seconds=5), "url", events.append).finish(key_of(96))
+    assert events == [
+        f"the evaluation of {key_of(96)} takes longer than evaluation.final_wait_seconds, 5, and is left out"
+    ]
