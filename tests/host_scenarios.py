@@ -12,9 +12,11 @@ import re
 import secrets
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import ray
 import yaml
 
 from genworker.training import checkpoint
@@ -25,7 +27,6 @@ from tests.processes import run, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.certificates import Authority
     from tests.processes import Program
@@ -46,7 +47,12 @@ TRAINING = tiny_training(
 )
 # Takes a minute and a half for the shards of a job: long enough for a host to join.
 SLOW_LINK = "1mbit"
-_PUT = re.compile(r'(10\.77\.0\.\d+) .*"PUT (/\S+) HTTP/1\.1" (\d+)')
+# Processes of a node by how their titles begin.
+RAYLET = str(Path(ray.__file__).parent / "core/src/ray/raylet/raylet")
+ACTOR = "ray::ShardActor"
+WAITING_SECONDS = 90  # a put waits for a reply for 60
+# The server colours what it refused.
+_PUT = re.compile(r'(10\.77\.0\.\d+) .*"(?:\x1b\[\d+m)*PUT (/\S+) HTTP/1\.1(?:\x1b\[0m)?" (\d+)')
 _DRAIN = drain('node["NodeManagerAddress"] == sys.argv[2]', seconds=3)
 _VERIFY = """
 import sys
@@ -67,10 +73,14 @@ print(store.get("environment.jsonl").decode(), end="")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a scenario ended: with the first command, or with the same command again; and how long the first one ran."""
+    """How a scenario ended: with the first command, or with the same command again; and how long the first one ran.
+
+    ``refused`` counts the puts of a host that came back too late, whose keys were taken.
+    """
 
     published: bool
     seconds: float
+    refused: int = 0
 
 
 @dataclass
@@ -92,10 +102,10 @@ class Site:
         self.second = host
         return host
 
-    def lose(self) -> int:
-        """SIGKILL of every process of the second host; returns their number."""
+    def lose(self, only: str = "") -> int:
+        """SIGKILL of every process of the second host, or of those whose title begins with ``only``; how many they were."""
         host, self.second = self.second, None
-        return 0 if host is None else host.signal(signal.SIGKILL)
+        return 0 if host is None else host.signal(signal.SIGKILL, only)
 
     def run(self, *words: str) -> Program:
         """Run a command on the head to its end; it must succeed."""
@@ -184,62 +194,78 @@ def undisturbed(site: Site) -> Outcome:
     return outcome
 
 
-def _disturbed(
-    site: Site, name: str, disturb: Callable[[Site, Host], object], after: Callable[[Site, Host, str], object]
-) -> Outcome:
-    """A job of two hosts, the second of which is disturbed once it has made shards; ``after`` is done when the job ended."""
+def _disturbed(site: Site, name: str, disturb: Callable[[Site, Host, Program, str], int]) -> Outcome:
+    """A job of two hosts, the second of which is disturbed once it has made shards.
+
+    ``disturb`` gets the job and its URL, and returns how many late puts of the host were refused.
+    """
     host, url = site.second or site.join(name), site.new_url()
     words = site.generation(url)
     with site.driver(*words) as program:
         program.wait_until(lambda: len(site.puts(url, host)) >= 3)
-        disturb(site, host)
+        refused = disturb(site, host, program, url)
         outcome = site.end(program, words)
-    after(site, host, url)
     site.lose()
     site.check(url)
-    return outcome
+    return replace(outcome, refused=refused)
 
 
 def killed(site: Site) -> Outcome:
     """SIGKILL of every process of a host in mid-job: the other one makes the rest."""
 
-    def disturb(site: Site, _host: Host) -> None:
+    def disturb(site: Site, *_: object) -> int:
         assert site.lose() > 1
+        return 0
 
-    def after(site: Site, host: Host, url: str) -> None:
-        assert len(site.puts(url, host)) < NUM_SHARDS
+    return _disturbed(site, "killed", disturb)
 
-    return _disturbed(site, "killed", disturb, after)
+
+def raylet_killed(site: Site) -> Outcome:
+    """SIGKILL of a host's raylet alone, the process that ties it to the cluster: its actors outlive it for a moment."""
+
+    def disturb(site: Site, *_: object) -> int:
+        assert site.lose(only=RAYLET) == 1
+        return 0
+
+    return _disturbed(site, "raylet", disturb)
 
 
 def cut_off(site: Site) -> Outcome:
-    """A host loses its network and freezes, its tasks are given away, the job ends; then it is back and wakes up.
+    """A host loses its network and freezes, its tasks are given away; then it is back and wakes up.
 
-    What it still sends, if anything, is refused, because the key is taken by equal bytes.
+    Its actors wake before the rest of Ray does, which would end them, so that what they still have to put is put: it is
+    refused, because the key is taken.
     """
 
-    def disturb(_site: Site, host: Host) -> None:
+    def disturb(site: Site, host: Host, program: Program, url: str) -> int:
         host.cut()
         time.sleep(2.5)  # it goes on until a put hangs, and is not missed yet
         host.signal(signal.SIGSTOP)
-
-    def after(site: Site, host: Host, url: str) -> None:
-        before = len(site.puts(url, host))
+        # Given away when it is missed, or by then on suspicion, which may end the job: they are the next to be done.
+        before, there = len(site.puts(url, host)), lambda: len(site.puts(url))
+        _wait(lambda: program.process.poll() is not None or "died" in program.stderr, "the host was not missed")
+        given = there()
+        _wait(lambda: program.process.poll() is not None or there() >= given + 4, "its tasks were not given away")
         host.mend()
+        assert host.signal(signal.SIGCONT, only=ACTOR) == 1
+        _wait(lambda: len(site.puts(url, host)) > before, "the host that came back put nothing")
         host.signal(signal.SIGCONT)
         time.sleep(5)
-        assert {status for _, status in site.puts(url, host)[before:]} <= {"412"}
+        late = site.puts(url, host)[before:]
+        assert {status for _, status in late} == {"412"}
+        return len(late)
 
-    return _disturbed(site, "zombie", disturb, after)
+    return _disturbed(site, "zombie", disturb)
 
 
 def announced(site: Site) -> Outcome:
     """Ray's notice of a preemption, with three seconds to go: what the host cannot finish is made by the other."""
 
-    def disturb(site: Site, host: Host) -> None:
+    def disturb(site: Site, host: Host, *_: object) -> int:
         site.run("python", "-c", _DRAIN, site.network.environment(site.server)["RAY_ADDRESS"], host.address)
+        return 0
 
-    return _disturbed(site, "spot", disturb, lambda *_: None)
+    return _disturbed(site, "spot", disturb)
 
 
 def late(site: Site) -> Outcome:
@@ -276,22 +302,34 @@ def trained(site: Site) -> Outcome:
     return outcome
 
 
-def training_killed(site: Site) -> Outcome:
+def training_killed(site: Site, only: str = "") -> Outcome:
     """Two workers on two hosts, one of which is killed: the run goes on from its newest checkpoint and leaves a bundle."""
     site.second or site.join("trainer")
     url = site.new_url()
     words = site.training(url)
     with site.driver(*words) as program:
         program.wait_until(lambda: bool(site.puts(url, below="checkpoints/")))
-        assert site.lose() > 1
+        assert site.lose(only) >= 1
         newest = max(_images(key) for key, status in site.puts(url, below="checkpoints/") if status == "200")
         outcome = site.end(program, words)
     assert newest < TRAINING["training"]["images"]
     first, again = site.starts(url)
     assert (first, again[0]) == ((2, 0), 1)
-    # What was trained after this checkpoint is all that was lost, and that is less than an interval.
+    # What was trained after this checkpoint is all that was lost.
     assert again[1] >= newest
     return outcome
+
+
+def training_raylet_killed(site: Site) -> Outcome:
+    """The same, where the host's raylet alone is killed."""
+    return training_killed(site, only=RAYLET)
+
+
+def _wait(condition: Callable[[], bool], else_: str) -> None:
+    deadline = time.monotonic() + WAITING_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, else_
+        time.sleep(0.1)
 
 
 def _images(key: str) -> int:

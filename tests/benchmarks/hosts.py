@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 SCENARIOS: dict[str, tuple[Callable[[Site], Outcome], str | None]] = {
     "both hosts undisturbed": (scenarios.undisturbed, None),
     "a host killed": (scenarios.killed, "both hosts undisturbed"),
-    "a host cut off and frozen, back after the end": (scenarios.cut_off, "both hosts undisturbed"),
+    "a host's raylet killed": (scenarios.raylet_killed, "both hosts undisturbed"),
+    "a host cut off and frozen, back when its tasks were given away": (scenarios.cut_off, "both hosts undisturbed"),
     "a host announced to go in 3 s": (scenarios.announced, "both hosts undisturbed"),
     "a host joins late, the other has a slow link": (scenarios.late, "both from the start, one with a slow link"),
     "both from the start, one with a slow link": (scenarios.not_late, None),
     "training undisturbed": (scenarios.trained, None),
     "training, a host killed": (scenarios.training_killed, "training undisturbed"),
+    "training, a host's raylet killed": (scenarios.training_raylet_killed, "training undisturbed"),
 }
 
 
@@ -62,8 +64,8 @@ def main() -> int:
         folder = Path(name)
         with scenarios.site_in(folder, save_bundle(str(folder / "bundle"))) as site:
             rounds = [play(site, number) for number in range(options.rounds)]
-    print("| scenario | rounds | published | resumed | bytes equal | seconds | seconds lost |")
-    print("|---|---|---|---|---|---|---|")
+    print("| scenario | rounds | published | resumed | bytes equal | late puts refused | seconds | seconds lost |")
+    print("|---|---|---|---|---|---|---|---|")
     for scenario, (_, baseline) in SCENARIOS.items():
         whole = [outcome for outcome in (each[scenario] for each in rounds) if outcome is not None]
         published = sum(outcome.published for outcome in whole)
@@ -75,6 +77,7 @@ def main() -> int:
         ]
         print(
             f"| {scenario} | {len(rounds)} | {published} | {len(whole) - published} | {equal} "
+            f"| {sum(outcome.refused for outcome in whole) or '-'} "
             f"| {_spread([outcome.seconds for outcome in whole])} | {_spread(lost)} |"
         )
     print(f"\n{time.monotonic() - began:.0f} s; load {load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end")

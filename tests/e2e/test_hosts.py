@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: str) -> Iterator
 # The last two share a second host, so they come in this order.
 @pytest.mark.parametrize(
     "scenario",
-    [scenarios.killed, scenarios.cut_off, scenarios.announced, scenarios.late, scenarios.training_killed],
+    [scenarios.raylet_killed, scenarios.cut_off, scenarios.announced, scenarios.late, scenarios.training_killed],
     ids=lambda scenario: scenario.__name__,
 )
 def test_hosts_come_and_go(site: scenarios.Site, scenario: Callable[[scenarios.Site], scenarios.Outcome]) -> None:
