@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from genworker.bulk import commit
 from genworker.bulk.layout import beside_key
-from genworker.bulk.plan import DATA_PREFIX
+from genworker.bulk.plan import DATA_PREFIX, REMOVING_KEY
 from genworker.bulk.protocol import Driver, State
 from genworker.errors import GenworkerError, ObjectExistsError, ObjectMissingError
 from genworker.stores.base import ObjectInfo
@@ -325,6 +325,7 @@ class Explorer:
             there = self._contents[world.objects]
             self._settled[key] = (
                 (request.method in {"get", "head", "put", "look"} and request.key in there)
+                or request.key == REMOVING_KEY  # which nobody puts here
                 or (request.method == "write" and there.get(request.key) == request.data)
                 or (request.prefix == DATA_PREFIX and all(task.key in there for task in self.plans[0].tasks()))
             )

@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from genworker import bundle as bundles
+from genworker.bulk import removal
 from genworker.bulk.layout import Layout
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
@@ -30,7 +31,6 @@ from genworker.bulk.plan import (
     FAILURES_PREFIX,
     MANIFEST_KEY,
     PLAN_KEY,
-    REMOVING_KEY,
     SUCCESS_KEY,
     Plan,
     Task,
@@ -76,16 +76,6 @@ def read_plan(store: Store) -> Plan | None:
         ) from err
 
 
-def check_kept(store: Store) -> None:
-    """Raise PlanError when the dataset at this URL is being removed: what is added to it now would go too, or half of it."""
-    with contextlib.suppress(ObjectMissingError):
-        store.head(REMOVING_KEY)
-        raise PlanError(
-            f"{store.url}: `genworker retain` is removing this dataset, or was stopped while it did; let it end (run it "
-            "again), then run this command again, or write to another URL"
-        )
-
-
 def claim(store: Store, plan: Plan) -> None:
     """Make ``plan`` the plan of a URL, or find that it already is.
 
@@ -95,6 +85,17 @@ def claim(store: Store, plan: Plan) -> None:
     with contextlib.suppress(ObjectExistsError):
         store.put(PLAN_KEY, canonical_json(plan.model_dump(mode="json")).encode())
     # Read back even after a successful put: on a store without conditional puts another plan may have come after it.
+    _check_plan(store, plan)
+
+
+def check_ours(store: Store, plan: Plan) -> None:
+    """Raise PlanError when the URL is no longer the plan's: it is being removed, was removed, or holds another plan."""
+    # In this order: a removal's notice goes after the plan, so that one of the two tells of it at any time.
+    removal.check_kept(store)
+    _check_plan(store, plan)
+
+
+def _check_plan(store: Store, plan: Plan) -> None:
     theirs = read_plan(store)
     if theirs is None:
         raise PlanError(f"{store.url}/{PLAN_KEY}: vanished after it was written; something deletes objects here")
@@ -194,6 +195,7 @@ def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manife
     Raises:
         DatasetError: shards are missing, or data/ holds anything but the shards that the receipts describe.
         DeterminismError: another manifest is there.
+        PlanError: the URL is no longer the plan's, as `check_ours`.
     """
     table = ReceiptTable.of(plan.num_shards, receipts)
     if not table.there.all():
@@ -218,6 +220,8 @@ def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manife
     )
     text = manifest.canonical().encode()
     _put_equal(store, MANIFEST_KEY, text)
+    # Behind the manifest: a removal that this does not see has yet to delete the manifest, and _SUCCESS alone is no dataset.
+    check_ours(store, plan)
     success = Success(plan_id=plan.plan_id, manifest_sha256=hashlib.sha256(text).hexdigest())
     _put_equal(store, SUCCESS_KEY, success.canonical().encode())
     return manifest

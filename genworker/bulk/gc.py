@@ -1,11 +1,19 @@
 """What may be removed from below a dataset's URL, and its removal.
 
 In: a store and an age. Out: `Garbage`, object by object, each with the reason. Nothing that genworker did not make is ever
-among it, nothing that a reader of the dataset needs, and nothing of a job that wrote something lately.
+among it, nothing that a reader of the dataset needs, and nothing of a job that wrote something lately. A job that is given up
+goes in this order:
+
+    .genworker/removing.json   put first: from here on nobody adds to the job or publishes it
+    _SUCCESS, _manifest.json   where a driver stopped between the two
+    everything else of the job
+    .genworker/plan.json, .genworker/removing.json
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,14 +22,16 @@ from genworker.bulk import commit
 from genworker.bulk.layout import Layout
 from genworker.bulk.plan import (
     CONTROL_PREFIX,
-    DATA_PREFIX,
     FAILURES_PREFIX,
     MANIFEST_KEY,
     PLAN_KEY,
     RECEIPTS_PREFIX,
+    REMOVING_KEY,
     SUCCESS_KEY,
+    Plan,
 )
-from genworker.errors import DatasetError, PlanError
+from genworker.bulk.removal import GC, NOTICES, RETAIN, removed_by
+from genworker.errors import DatasetError, ObjectExistsError
 from genworker.stores.base import ObjectInfo, Store
 
 # What asks a store for its abilities leaves these where it may not delete.
@@ -40,11 +50,10 @@ class Garbage:
 def find_garbage(
     store: Store, *, older_than_seconds: float, unfinished: bool = False, now: float | None = None
 ) -> list[Garbage]:
-    """List what may be removed, in the order in which to remove it.
+    """List what may be removed.
 
     Always: left-over probes; of a published dataset its receipts and failures, which the manifest replaces. With
-    ``unfinished``: all of a job that was never published, the plan last, so that a removal that stops half-way leaves a
-    job that can still be resumed or removed.
+    ``unfinished``: all of a job that was never published.
 
     Args:
         store: of the dataset.
@@ -53,12 +62,11 @@ def find_garbage(
         now: seconds since the epoch.
 
     Raises:
-        DatasetError: there is no job, or with ``unfinished``: it is published, or wrote something lately.
+        DatasetError: there is no job, or with ``unfinished``: it is published, is removed by `genworker retain`, or wrote
+            something lately.
     """
     now = time.time() if now is None else now
-    plan = commit.read_plan(store)
-    if plan is None:
-        raise DatasetError(f"{store.url}: there is no {PLAN_KEY}, so nothing here was made by `genworker generate`")
+    plan = _find_plan(store)
 
     def old(infos: Iterable[ObjectInfo], reason: str) -> Iterator[Garbage]:
         return (Garbage(info.key, info.size, reason) for info in infos if now - info.modified >= older_than_seconds)
@@ -69,17 +77,15 @@ def find_garbage(
             raise DatasetError(f"{store.url}: the dataset is published; `genworker retain` removes whole old datasets")
         for prefix, reason in ((RECEIPTS_PREFIX, "the manifest holds it"), (FAILURES_PREFIX, "was overcome")):
             found += old(store.list(prefix), reason)
+        if removed_by(store) == GC:
+            found += old(store.list(REMOVING_KEY), "of a removal that came too late")
         return found
     if not unfinished:
         return found
-    # A driver may have stopped between the two objects that publish; the marker goes before what it vouches for.
-    marks = {info.key: info for info in store.list() if info.key in {SUCCESS_KEY, MANIFEST_KEY, PLAN_KEY}}
-    doomed = [marks[key] for key in (SUCCESS_KEY, MANIFEST_KEY) if key in marks]
-    layout = Layout(plan)
-    doomed += [info for info in store.list(DATA_PREFIX) if layout.owner(info.key) is not None]
-    doomed += [info for info in store.list(CONTROL_PREFIX) if info.key != PLAN_KEY]
-    doomed.append(marks[PLAN_KEY])
-    age = now - max(info.modified for info in doomed)
+    if removed_by(store) == RETAIN:
+        raise DatasetError(f"{store.url}: `{RETAIN}` is removing this dataset, or was stopped; run it again to end it")
+    doomed = list(_objects(store, plan))
+    age = now - max((info.modified for info in doomed if info.key != REMOVING_KEY), default=-math.inf)
     if age < older_than_seconds:
         raise DatasetError(
             f"{store.url}: the unfinished job wrote something {age:,.0f} s ago, so it may still run; only jobs that were "
@@ -89,15 +95,75 @@ def find_garbage(
 
 
 def remove(store: Store, garbage: Iterable[Garbage]) -> int:
-    """Delete objects in the order given; returns how many.
-
-    Raises:
-        PlanError: the URL holds no plan any more; somebody else removes it too.
-    """
+    """Delete what `find_garbage` found beside a dataset or job that stays; returns how many objects."""
     removed = 0
     for item in garbage:
-        if item.key == PLAN_KEY and commit.read_plan(store) is None:
-            raise PlanError(f"{store.url}/{PLAN_KEY}: is gone already; somebody else removes this job at the same time")
         store.delete(item.key)
         removed += 1
     return removed
+
+
+def give_up(store: Store, *, older_than_seconds: float, now: float | None = None) -> list[Garbage]:
+    """Remove all of a job that was never published; returns what was removed.
+
+    A driver that waits for machines writes nothing, so silence does not tell that there is none. Hence a second look behind
+    the notice: what a driver wrote before it saw the notice is found, and whoever sees it writes no marker any more. A removal
+    that stops goes on with the next call.
+
+    Args:
+        store: of the dataset.
+        older_than_seconds: how long the job must have been silent.
+        now: seconds since the epoch.
+
+    Raises:
+        DatasetError: as `find_garbage` with ``unfinished``; nothing was deleted, and no notice is left that was not there.
+    """
+
+    def look() -> list[Garbage]:
+        return find_garbage(store, older_than_seconds=older_than_seconds, unfinished=True, now=now)
+
+    look()  # a job that goes on is not disturbed by the notice
+    announced = False
+    with contextlib.suppress(ObjectExistsError):
+        store.put(REMOVING_KEY, NOTICES[GC])
+        announced = True
+    try:
+        garbage = look()
+    except BaseException:
+        if announced:
+            store.delete(REMOVING_KEY)
+        raise
+    plan = commit.read_plan(store)
+    # Both marks, also where a driver put them after the look; the marker goes before what it vouches for.
+    for key in (SUCCESS_KEY, MANIFEST_KEY):
+        store.delete(key)
+    _delete(store, (item.key for item in garbage))
+    # Listed again: a driver that was running may have put a shard since.
+    _delete(store, [info.key for info in _objects(store, plan)])
+    for key in (PLAN_KEY, REMOVING_KEY):
+        store.delete(key)
+    return [item for item in garbage if not (announced and item.key == REMOVING_KEY)]
+
+
+def _find_plan(store: Store) -> Plan | None:
+    """The plan, or None where a removal stopped between it and its notice. Raises DatasetError where neither is."""
+    plan = commit.read_plan(store)
+    if plan is None and removed_by(store) != GC:
+        raise DatasetError(f"{store.url}: there is no {PLAN_KEY}, so nothing here was made by `genworker generate`")
+    return plan
+
+
+def _objects(store: Store, plan: Plan | None) -> Iterator[ObjectInfo]:
+    """What a job left. Without a plan, where a removal has deleted the shards and stopped before its last step."""
+    layout = Layout(plan) if plan else None
+    for info in store.list():
+        beside = info.key in {SUCCESS_KEY, MANIFEST_KEY} or info.key.startswith(CONTROL_PREFIX)
+        if beside or (layout is not None and layout.owner(info.key) is not None):
+            yield info
+
+
+def _delete(store: Store, keys: Iterable[str]) -> None:
+    """Delete objects, but not what goes last."""
+    for key in keys:
+        if key not in {PLAN_KEY, REMOVING_KEY}:
+            store.delete(key)

@@ -19,7 +19,7 @@ import torch
 
 from genworker import bundle as bundles
 from genworker import cluster
-from genworker.bulk import actor, commit, summary
+from genworker.bulk import actor, commit, removal, summary
 from genworker.bulk.capacity import Capacity
 from genworker.bulk.metrics import Meters
 from genworker.bulk.plan import Task
@@ -65,7 +65,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
     if spec.out.startswith("memory://"):
         raise UsageError(f"out {spec.out}: memory:// lives in one process and actors are others; use a folder or s3://")
     store = open_store(spec.out)
-    commit.check_kept(store)
+    removal.check_kept(store)
     bundle = bundles.load(open_store(spec.bundle), with_scorer="score" in (spec.columns or ()))
     schema = sample_schema(bundle.info)
     plan = commit.read_plan(store)

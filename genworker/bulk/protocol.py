@@ -24,7 +24,7 @@ from genworker.bulk import commit, ledger
 from genworker.bulk.plan import Plan, Task
 from genworker.bulk.records import Manifest, Receipt
 from genworker.bundle import Bundle
-from genworker.errors import GenworkerError, StoreError
+from genworker.errors import GenworkerError, PlanError, StoreError
 from genworker.stores.base import Store
 
 # A driver that is killed leaves receipts unwritten, and its successor reads those shards: few, or a small part of what is
@@ -109,11 +109,13 @@ class Driver:
             while self.state is not State.DONE:
                 self.step()
         except BaseException as err:
-            # Spares the next run a look into these shards; what ended this run is the error to tell.
-            with contextlib.suppress(StoreError):
+            # What ended this run is the error to tell.
+            with contextlib.suppress(StoreError, PlanError):
+                # A URL that is another plan's, or is being removed, gets nothing more.
+                commit.check_ours(self._store, self._plan)
+                # Spares the next run a look into these shards.
                 ledger.write(self._store, self._plan, self.waiting)
-                # A URL that could not be claimed may hold the job of somebody else.
-                if isinstance(err, GenworkerError) and self.state is not State.CLAIM:
+                if isinstance(err, GenworkerError):
                     commit.write_failure(self._store, self._plan, str(err), len(self.receipts))
             raise
         assert self.manifest is not None
@@ -177,8 +179,8 @@ class Driver:
         return State.MAKE
 
     def _publish(self) -> State:
-        if not self._store.conditional:
-            # Another plan may have come over ours after it was read back; then these are not the shards to vouch for.
-            commit.claim(self._store, self._plan)
+        # Where puts have no condition another plan may have come over ours, and everywhere a job that was silent may have been
+        # given up; then these are not the shards to vouch for.
+        commit.check_ours(self._store, self._plan)
         self.manifest = commit.publish(self._store, self._plan, self.receipts)
         return State.DONE

@@ -11,14 +11,14 @@ In: a store and how many datasets to keep. Out: the names of those removed. A re
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 from dataclasses import dataclass
 from typing import Literal
 
 from genworker.bulk.catalog import places
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, REMOVING_KEY, SUCCESS_KEY
-from genworker.errors import DatasetError, ObjectExistsError
+from genworker.bulk.removal import NOTICES, RETAIN, removed_by
+from genworker.errors import DatasetError
 from genworker.stores.base import ObjectInfo, Store
 
 
@@ -53,10 +53,12 @@ def find_old(store: Store, keep: int, by: Literal["name", "age"] = "name") -> li
         DatasetError: a dataset lies at the URL itself, or inside one that is to go.
     """
     objects = list(store.list())
-    published, begun = places(objects, SUCCESS_KEY), places(objects, REMOVING_KEY)
-    every = {**places(objects, PLAN_KEY), **published, **begun}
+    published, notices = places(objects, SUCCESS_KEY), places(objects, REMOVING_KEY)
+    every = {**places(objects, PLAN_KEY), **published, **notices}
     if "" in every:
         raise DatasetError(f"{store.url}: is a dataset itself; name the URL below which the datasets of all runs lie")
+    # What `genworker gc` was giving up is its to end: it leaves what others put there.
+    begun = [place for place in notices if removed_by(store, place) == RETAIN]
     kept = [place for place in published if place not in begun]
     kept.sort(key=lambda place: (published[place].modified if by == "age" else 0.0, place))
     old = [*begun, *kept[: max(0, len(kept) - keep)]]
@@ -79,8 +81,7 @@ def remove_dataset(store: Store, doomed: Doomed) -> int:
     """Remove a dataset, its marker first; returns the number of objects that were there."""
     marks = [doomed.place + key for key in (SUCCESS_KEY, MANIFEST_KEY)]
     notice = doomed.place + REMOVING_KEY
-    with contextlib.suppress(ObjectExistsError):
-        store.put(notice, b"{}")
+    store.put(notice, NOTICES[RETAIN], overwrite=True)
     for key in marks:
         store.delete(key)
     # Listed again: a driver that was slower than the others may have put a shard since.

@@ -109,13 +109,17 @@ def gc(url: str, older_than: float, unfinished: bool, delete: bool, as_json: boo
     Receipts and failures of a published dataset, left-over probes; with --unfinished a whole job that was given up.
     Objects that genworker did not make are never touched.
     """
-    from genworker.bulk.gc import find_garbage, remove
+    from genworker.bulk.gc import find_garbage, give_up, remove
     from genworker.cli.display import size
     from genworker.stores import open_store
 
     store = open_store(url)
-    garbage = find_garbage(store, older_than_seconds=older_than, unfinished=unfinished)
-    removed = remove(store, garbage) if delete else 0
+    if unfinished and delete:
+        garbage = give_up(store, older_than_seconds=older_than)
+        removed = len(garbage)
+    else:
+        garbage = find_garbage(store, older_than_seconds=older_than, unfinished=unfinished)
+        removed = remove(store, garbage) if delete else 0
     num_bytes = sum(item.size for item in garbage)
     if as_json:
         items = [dataclasses.asdict(item) for item in garbage]

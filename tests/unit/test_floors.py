@@ -28,6 +28,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.shard_table",
         "bulk.receipt_table",
         "bulk.stages",
+        "bulk.removal",
         "bulk.commit",
         "bulk.ledger",
         "bulk.protocol",

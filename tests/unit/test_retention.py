@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING
 
@@ -9,20 +10,18 @@ import pytest
 from click.testing import CliRunner
 
 import genworker
-from genworker.bulk import commit
 from genworker.bulk.catalog import read_catalog
 from genworker.bulk.plan import MANIFEST_KEY, REMOVING_KEY, SUCCESS_KEY
+from genworker.bulk.removal import check_kept
 from genworker.bulk.retention import find_old, remove_dataset
 from genworker.cli import cli
 from genworker.errors import DatasetError, GenworkerError, PlanError
 from genworker.stores import open_store
 from tests.fakes import dataset
+from tests.fakes.stores import Stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-    from genworker.stores.base import ObjectInfo, Store
 
 DAYS = [f"dt=2026-11-{day:02d}" for day in (21, 22, 23, 24)]
 
@@ -77,36 +76,6 @@ def test_the_newest_stay(root: str) -> None:
     assert {info.key.split("/")[0] for info in store.list()} == {DAYS[3], "dt=2026-11-25"}
 
 
-class Stopping:
-    """A store that fails at its ``budget``-th change, as if the process ended there; it notes what readers see before."""
-
-    def __init__(self, store: Store, url: str, budget: int) -> None:
-        self._store, self._url, self.left = store, url, budget
-        self.url = store.url
-        self.seen: list[str] = []
-
-    @property
-    def conditional(self) -> bool:
-        return self._store.conditional
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return self._store.list(prefix)
-
-    def put(self, key: str, data: bytes, *, overwrite: bool = False) -> ObjectInfo:
-        self._spend()
-        return self._store.put(key, data, overwrite=overwrite)
-
-    def delete(self, key: str) -> None:
-        self._spend()
-        self._store.delete(key)
-
-    def _spend(self) -> None:
-        self.seen.append(seen_by_a_reader(self._url))
-        if not self.left:
-            raise InterruptedError
-        self.left -= 1
-
-
 def seen_by_a_reader(url: str) -> str:
     """Whether a reader finds the dataset whole, or not at all; anything else fails."""
     try:
@@ -118,6 +87,10 @@ def seen_by_a_reader(url: str) -> str:
     return "whole"
 
 
+def note(seen: list[str], url: str) -> None:
+    seen.append(seen_by_a_reader(url))
+
+
 def test_a_removal_may_stop_anywhere(tmp_path: Path) -> None:
     """After every single change a reader sees all or nothing, nobody may add, and the next call ends the removal."""
     budget = 0
@@ -127,18 +100,19 @@ def test_a_removal_may_stop_anywhere(tmp_path: Path) -> None:
         for day in DAYS[:2]:
             dataset.publish(f"{root}/{day}", dataset.make_plan(num_samples=20))
         store = open_store(root)
-        stopping = Stopping(store, url, budget)
+        seen: list[str] = []  # by readers, ahead of every change
+        stopping = Stopping(store, budget, functools.partial(note, seen, url))
         (doomed,) = find_old(store, 1)
         try:
             remove_dataset(stopping, doomed)  # type: ignore[arg-type]
         except InterruptedError:
             if budget:  # the notice is there
                 with pytest.raises(PlanError, match="is removing this dataset"):
-                    commit.check_kept(open_store(url))
+                    check_kept(open_store(url))
                 (again,) = find_old(store, 5)
                 assert (again.name, again.begun) == (DAYS[0], True)
                 remove_dataset(store, again)
-        assert stopping.seen == sorted(stopping.seen, reverse=True)  # whole, ..., nothing, ...
+        assert seen == sorted(seen, reverse=True)  # whole, ..., nothing, ...
         if budget:
             assert [info.key for info in store.list(f"{DAYS[0]}/")] == []
         assert seen_by_a_reader(f"{root}/{DAYS[1]}") == "whole"
@@ -146,7 +120,7 @@ def test_a_removal_may_stop_anywhere(tmp_path: Path) -> None:
             break
         budget += 1
     assert budget > 8
-    commit.check_kept(open_store(url))
+    check_kept(open_store(url))
 
 
 def test_what_retain_refuses(root: str) -> None:

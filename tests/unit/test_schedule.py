@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from genworker import bundle as bundles
-from genworker.bulk import commit
+from genworker.bulk import commit, removal
 from genworker.bulk.protocol import Driver
 from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
 from genworker.bulk.schedule import load_run, runs_between
@@ -163,7 +163,7 @@ def test_the_command_line_fills_in_a_spec(spec_file: str) -> None:
 def trigger(spec: GenerateSpec, made: Counter[str], lock: threading.Lock) -> None:
     """What `genworker generate` does with a spec, on one thread in place of a cluster; counts the shards that it makes."""
     store = open_store(spec.out)
-    commit.check_kept(store)
+    removal.check_kept(store)
     bundle = bundles.load(open_store(spec.bundle))
     device = torch.device("cpu")
     plan = commit.read_plan(store)

@@ -1,0 +1,36 @@
+"""The notice that a dataset is being removed.
+
+    .genworker/removing.json   put before anything is deleted, deleted last; tells which command put it
+
+In: a store. Out: who removes, or an error for whoever would add something. Who makes a dataset looks for the notice before he
+begins and again while he publishes, so that nobody vouches for objects that are about to go.
+"""
+
+from __future__ import annotations
+
+from genworker.bulk.plan import REMOVING_KEY
+from genworker.errors import ObjectMissingError, PlanError
+from genworker.stores.base import Store
+
+GC, RETAIN = "genworker gc --unfinished --delete", "genworker retain --delete"
+NOTICES = {GC: b'{"by":"gc"}', RETAIN: b"{}"}
+
+
+def removed_by(store: Store, place: str = "") -> str | None:
+    """The command whose notice lies below ``place`` (empty, or ending with a slash), `GC` or `RETAIN`, or None."""
+    try:
+        notice = store.get(place + REMOVING_KEY)
+    except ObjectMissingError:
+        return None
+    return GC if notice == NOTICES[GC] else RETAIN
+
+
+def check_kept(store: Store) -> None:
+    """Raise PlanError when the dataset at this URL is being removed: what is added to it now would go too, or half of it."""
+    command = removed_by(store)
+    if command is not None:
+        raise PlanError(
+            f"{store.url}: `{command}` is removing this dataset, or was stopped while it did; let it end (run it again), "
+            "then run this command again, or write to another URL; to keep what is left, delete "
+            f"{store.url}/{REMOVING_KEY} when no removal runs"
+        )
