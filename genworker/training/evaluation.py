@@ -101,7 +101,8 @@ def evaluate(
         The scores. The floor has as many training images as there are samples, or all where there are fewer.
 
     Raises:
-        UsageError: a metric is unknown or needs labels that are not there, or the data has another shape than the samples.
+        UsageError: a metric is unknown or needs labels that are not there, or the data has images of another shape, or other
+            classes than a conditional generator.
     """
     began = time.perf_counter()
     schema = bundle.info.image_schema
@@ -111,6 +112,11 @@ def evaluate(
             "data that it was trained on"
         )
     labelled = bool(bundle.info.family.conditional and schema.num_classes)
+    if labelled and schema.num_classes != real.schema.num_classes:
+        raise UsageError(
+            f"the generator makes images of {schema.num_classes} classes, the data has {real.schema.num_classes or 'none'}; "
+            "evaluate it with the data that it was trained on (of Parquet, data.num_classes says how many there are)"
+        )
     chosen = metrics.choose(names, also, classes=bool(real.schema.num_classes), labels=labelled)
     extractor = get_extractor(real, cache, config)
     beside = real.train.some(num_samples)

@@ -155,6 +155,26 @@ def test_data_of_another_shape_is_refused() -> None:
         evaluate(models.bundle_of(), real())
 
 
+@pytest.mark.parametrize(
+    ("classes", "said"), [(3, "of 3 classes, the data has 10"), (12, "of 12 classes, the data has 10")]
+)
+def test_data_of_other_classes_is_refused(classes: int, said: str) -> None:
+    """A generator that is asked for a class has to know it; one that is asked for none may be measured with any."""
+    schema = models.GREY.model_copy(update={"num_classes": classes})
+    with pytest.raises(UsageError, match=said):
+        evaluate(models.bundle_of(schema=schema), real(), num_samples=30, config=QUICK)
+    evaluate(
+        models.bundle_of(schema=schema, conditional=False), real(), num_samples=30, names=["frechet"], config=QUICK
+    )
+
+
+def test_data_without_classes_is_refused_for_a_conditional_generator() -> None:
+    """There is nothing to ask it for."""
+    images = real_images(FashionMnistConfig(url="shipped"), 0.1, "held-out", Unlabelled())
+    with pytest.raises(UsageError, match="of 10 classes, the data has none"):
+        evaluate(models.bundle_of(schema=models.GREY), images, num_samples=30)
+
+
 def test_the_extractor_is_kept_and_the_first_one_counts() -> None:
     """A second evaluation takes what the first has stored; other data or another recipe has an extractor of its own."""
     cache, images = memory(), real()
