@@ -1,7 +1,7 @@
 """The actors of a pool: which there are, which are ready, and how many tasks each of them holds.
 
-In: actors that start, are ready, are given tasks, answer and go. Out: who takes the next task. It starts and ends nothing and
-knows no Ray.
+In: actors that start, are ready, are given tasks, answer and go. Out: who takes the next task, and who can be spared. It
+starts and ends nothing and knows no Ray.
 """
 
 from __future__ import annotations
@@ -60,6 +60,17 @@ class Members:
     def waiting(self) -> list[Member]:
         """Those that start or wait for a place, the oldest first."""
         return [member for member in self._all if member.where is None]
+
+    def spare(self, tasks_left: int | None) -> list[Member]:
+        """Idle members that the tasks which have no receipt yet cannot use, those on wholly idle nodes first.
+
+        One idle member for each task is kept: a task that nobody has goes to one, and one that takes long to a second one.
+        """
+        if tasks_left is None:
+            return []
+        busy = {member.node for load in self._loads[1:] for member in load}
+        idle = sorted(self._loads[0], key=lambda member: (member.node in busy, member.node))
+        return idle[: max(0, len(idle) - tasks_left)]
 
     def add(self, actor: Any) -> Member:
         """Take an actor that was started."""

@@ -81,7 +81,7 @@ class ShardPool:
         self._tasks_left: int | None = None
 
     def run(self, tasks: Iterator[Task], num_tasks: int | None = None) -> Iterator[Receipt]:
-        """Yield the receipt of every task; ``num_tasks``, where it is known, keeps idle actors from being started.
+        """Yield the receipt of every task; ``num_tasks``, where it is known, keeps idle actors from being started and held.
 
         Raises:
             JobError: a task failed ``max_attempts`` times, or actors keep dying.
@@ -169,8 +169,9 @@ class ShardPool:
         wanted = self._capacity.wanted(self._tasks_left)
         for _ in range(wanted - len(self._members)):
             self._start()
-        # Those that wait for a place which is gone; whoever works goes on.
-        for member in self._members.waiting()[: max(0, len(self._members) - wanted)]:
+        # Those that wait for a place, and idle ones, so that an autoscaler can take their nodes; whoever works goes on.
+        dispensable = self._members.waiting() + self._members.spare(self._tasks_left)
+        for member in dispensable[: max(0, len(self._members) - wanted)]:
             self._dismiss(member)
 
     def _start(self) -> None:

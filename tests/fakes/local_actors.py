@@ -77,8 +77,3 @@ class LocalActors:
         number = len(self.started)
         self.started.append(LocalActor(number, self._node(number), self._answer))
         return self.started[-1]
-
-    @property
-    def alive(self) -> list[LocalActor]:
-        """Those that nobody ended."""
-        return [actor for actor in self.started if not actor.is_dead]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,15 @@ from ray.exceptions import RayActorError
 
 from genworker.bulk import pool as pools
 from genworker.bulk.actor import Places
+from genworker.bulk.attempts import Attempts
 from genworker.bulk.capacity import Capacity, fixed
 from genworker.bulk.losses import Losses
+from genworker.bulk.members import Members
 from genworker.bulk.plan import Task
 from genworker.bulk.pool import ShardPool
 from genworker.bulk.request import GenerateSpec
+from genworker.bulk.speculation import Stragglers
+from genworker.bulk.tally import Tally
 from genworker.errors import ClusterError, DeterminismError, JobError, OtherMachineError
 from tests.fakes.actors import receipt_for
 from tests.fakes.local_actors import LocalActor, LocalActors
@@ -139,6 +144,60 @@ def test_losses_count_against_the_most_actors_since_a_task_was_finished() -> Non
         losses.died(RayActorError(), 1)
     with pytest.raises(JobError, match=r"^4 actors died"):
         losses.died(RayActorError(), 1)
+
+
+# --- fewer tasks than actors -----------------------------------------------------------------------------------------
+
+
+class Stopwatch(Stragglers):
+    """Calls every running attempt a straggler once the test says so."""
+
+    is_up = False
+
+    @property
+    def limit(self) -> float | None:
+        return -1.0 if self.is_up else None
+
+
+def test_idle_actors_are_let_go_at_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole nodes go first; as many idle actors stay as tasks are left, and make those that take long."""
+    monkeypatch.setattr(pools, "_TICK_SECONDS", 0.01)
+    stragglers, ticks = Stopwatch(), itertools.count()
+    let_go: list[int] = []
+
+    def answer(_actor: LocalActor, _method: str, task: Task, attempt: int) -> Any:
+        return Future() if task.shard_index < 2 and attempt == 0 else receipt_for(task, attempt)
+
+    def on_tick() -> None:
+        if next(ticks) == 40:  # all but two tasks were done long ago
+            let_go.extend(actor.number for actor in actors.started if actor.is_dead)
+            stragglers.is_up = True
+
+    actors = LocalActors(answer, lambda number: f"node {number % 4}")
+    pool = ShardPool(actors.start, fixed(8), depth=1, on_tick=on_tick, stragglers=stragglers, poll_seconds=0.0)
+    receipts = list(pool.run(tasks(30), 30))
+    assert {receipt.shard_index for receipt in receipts if receipt.attempt == 1} == {0, 1}
+    assert len(receipts) == 30
+    assert let_go == [2, 3, 6, 7]
+    assert len(actors.started) == 8
+
+
+def test_who_can_be_spared() -> None:
+    """Nobody while it is not known what is left, nobody who holds a task, and never so many that a task has nobody."""
+    members = Members(depth=2)
+    attempts = Attempts(1, lambda _event: None, Tally(), Stragglers())
+    attempts.begin(tasks(1))
+    for number in range(6):
+        members.ready(members.add(object()), f"pid {number}", f"node {number // 2}")
+    attempt = attempts.next(idle=True)
+    busy = members.any_ready()
+    assert attempt is not None
+    assert busy is not None
+    members.give(busy, attempt)
+    assert members.spare(None) == []
+    assert members.spare(5) == []
+    assert [member.where for member in members.spare(1)] == ["pid 2", "pid 3", "pid 4", "pid 5"]
+    assert [member.where for member in members.spare(0)] == ["pid 2", "pid 3", "pid 4", "pid 5", "pid 1"]
 
 
 # --- machines of another kind ----------------------------------------------------------------------------------------
