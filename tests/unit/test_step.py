@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", sorted(families.FAMILIES))
 @pytest.mark.parametrize("micro_batch_size", [None, 4])
-@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
 def test_a_loss_that_is_not_finite_moves_nothing_though_its_gradient_is(
     monkeypatch: pytest.MonkeyPatch, name: str, micro_batch_size: int | None, wrong: float
 ) -> None:

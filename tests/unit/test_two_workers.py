@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from genworker.training.spec import TrainSpec
     from genworker.training.step import Context
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = models.shipped_source()
 CPU = torch.device("cpu")
 PAUSE_SECONDS = 1.5  # far more than a step of these networks takes, also on a busy machine
