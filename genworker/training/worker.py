@@ -21,6 +21,7 @@ from genworker.sources import open_source
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop
 from genworker.training.hooks import Hooks
+from genworker.training.record import Metrics
 from genworker.training.spec import TrainSpec
 
 _STOP_POLL_SECONDS = 0.5
@@ -46,9 +47,11 @@ class Notices:
 
     def ask(self) -> None:
         """Ask, together with all other ranks: it is a barrier."""
+        if self.seen:
+            return
         notice = ray.train.get_preemption_info()
         self._asked_at = time.monotonic()
-        if notice is not None and not self.seen:
+        if notice is not None:
             self.seen = True
             nodes = ", ".join(node[:12] for node in notice.preempted_node_ids)
             self._on_notice(f"nodes {nodes} will go away: saving, and going on without them")
@@ -84,6 +87,10 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
         if rank == 0:
             ray.get(method.remote(news))
 
+    def on_report(metrics: Metrics) -> None:
+        tell(board.report, metrics)
+        notices.ask()  # all ranks are here together anyway
+
     def on_notice(text: str) -> None:
         stop.set()
         tell(board.event, text)
@@ -100,7 +107,7 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
             world_size=context.get_world_size(),
             device=ray.train.torch.get_device(),
             hooks=Hooks(
-                on_report=lambda metrics: tell(board.report, metrics),
+                on_report=on_report,
                 on_event=lambda text: tell(board.event, text),
                 on_checkpoint=lambda key: tell(board.stored, key),
                 should_stop=stop.is_set,

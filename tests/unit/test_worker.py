@@ -27,4 +27,5 @@ def test_ray_is_asked_every_few_seconds_until_it_says_that_nodes_go(monkeypatch:
         assert first.seen == seen
     now[0] += 100
     assert not first.due()
+    first.ask()  # at a report; there is no third answer
     assert told == ["nodes aaaaaaaaaaaa will go away: saving, and going on without them"]
