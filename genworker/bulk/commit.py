@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -28,7 +27,6 @@ from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     CALIBRATION_KEY,
     DATA_PREFIX,
-    FAILURES_PREFIX,
     MANIFEST_KEY,
     PLAN_KEY,
     SUCCESS_KEY,
@@ -37,7 +35,7 @@ from genworker.bulk.plan import (
     differences,
 )
 from genworker.bulk.receipt_table import ReceiptTable
-from genworker.bulk.records import Failure, Manifest, Receipt, Success
+from genworker.bulk.records import Manifest, Receipt, Success
 from genworker.bulk.shard_table import ShardTable
 from genworker.bundle import Bundle
 from genworker.config import canonical_json
@@ -54,7 +52,6 @@ from genworker.sampling.calibration import Calibration
 from genworker.stores.base import Store
 
 _MAX_PLAN_BYTES = 2**24
-_MAX_ERROR_CHARACTERS = 4_000
 _PUTS = 3  # of an object that is said to be there and is not
 
 
@@ -177,16 +174,6 @@ def commit_shard(store: Store, task: Task, data: bytes, attempt: int, *, beside_
         attempt=attempt,
         duplicate=duplicate,
     )
-
-
-def write_failure(store: Store, plan: Plan, error: str, shards_done: int) -> None:
-    """Tell whoever looks at the URL what ended this driver; see `genworker.reading.status`."""
-    failure = Failure(
-        plan_id=plan.plan_id, error=error[:_MAX_ERROR_CHARACTERS], shards_done=shards_done, at=time.time()
-    )
-    text = failure.canonical().encode()
-    with contextlib.suppress(ObjectExistsError):
-        store.put(f"{FAILURES_PREFIX}{failure.at:.0f}-{hashlib.sha256(text).hexdigest()[:16]}.json", text)
 
 
 def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manifest:

@@ -100,6 +100,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
                 lambda tasks: run.make(pool, tasks),
                 on_recalled=functools.partial(run.reporter.begin, plan),
                 on_made=run.made,
+                end_makers=pool.close,
             )
             with _draining(pool):
                 manifest = driver.run()

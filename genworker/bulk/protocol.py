@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from enum import Enum
 
-from genworker.bulk import commit, ledger
+from genworker.bulk import commit, failures, ledger
 from genworker.bulk.plan import Plan, Task
 from genworker.bulk.records import Manifest, Receipt
 from genworker.bundle import Bundle
@@ -60,6 +60,7 @@ class Driver:
         make: makes and commits the tasks that it is given, each once, and yields receipts in any order.
         on_recalled: told of the receipts that are there, at the start and whenever another driver was met.
         on_made: told of each new receipt.
+        end_makers: called when the run fails, before that is recorded: whatever is stored after a failure makes it history.
         receipts_per_object: how many receipts wait before they are stored, more in large jobs.
 
     Attributes:
@@ -78,6 +79,7 @@ class Driver:
         *,
         on_recalled: Callable[[Mapping[int, Receipt]], None] = lambda _receipts: None,
         on_made: Callable[[Receipt], None] = lambda _receipt: None,
+        end_makers: Callable[[], None] = lambda: None,
         receipts_per_object: int = RECEIPTS_PER_OBJECT,
     ) -> None:
         self.state = State.CLAIM
@@ -85,7 +87,7 @@ class Driver:
         self.waiting: list[Receipt] = []
         self.manifest: Manifest | None = None
         self._store, self._plan, self._bundle, self._make = store, plan, bundle, make
-        self._on_recalled, self._on_made = on_recalled, on_made
+        self._on_recalled, self._on_made, self._end_makers = on_recalled, on_made, end_makers
         self._receipts_per_object = receipts_per_object
         self._made: Iterator[Receipt] | None = None
         self._elsewhere = False  # whether the next task is to be drawn from another place
@@ -109,6 +111,7 @@ class Driver:
             while self.state is not State.DONE:
                 self.step()
         except BaseException as err:
+            self._end_makers()
             # What ended this run is the error to tell.
             with contextlib.suppress(StoreError, PlanError):
                 # A URL that is another plan's, or is being removed, gets nothing more.
@@ -116,7 +119,7 @@ class Driver:
                 # Spares the next run a look into these shards.
                 ledger.write(self._store, self._plan, self.waiting)
                 if isinstance(err, GenworkerError):
-                    commit.write_failure(self._store, self._plan, str(err), len(self.receipts))
+                    failures.write(self._store, self._plan, str(err), len(self.receipts))
             raise
         assert self.manifest is not None
         return self.manifest

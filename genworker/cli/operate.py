@@ -46,7 +46,7 @@ def status(url: str, watch: bool, every: float, as_json: bool) -> None:
     """Say how far the job at URL is, from storage alone: no cluster is asked.
 
     It works while the job runs, after it died, and after its cluster is gone. With --watch the exit code is 0 once the
-    dataset is published, 1 when the job has failed.
+    dataset is published, 1 when the job has failed, or has stopped after a failure.
     """
     from genworker.reading.status import status as look
     from genworker.stores import open_store
@@ -58,8 +58,9 @@ def status(url: str, watch: bool, every: float, as_json: bool) -> None:
         click.echo(json.dumps(dataclasses.asdict(seen)) if as_json else _describe(seen, one_line=watch))
         if not watch or seen.state == "published":
             return
-        if seen.state == "failed":
-            raise JobError(f"{url}: the job failed: {seen.failure}")
+        if seen.failure is not None:
+            how = "failed" if seen.state == "failed" else "stopped, and its last failure was"
+            raise JobError(f"{url}: the job {how}: {seen.failure}")
         # A listing of a million shards takes a while and costs requests: most of the time is spent waiting.
         time.sleep(max(every, 10 * (time.monotonic() - began)))
 
@@ -74,8 +75,9 @@ def _describe(seen: Status, *, one_line: bool) -> str:
     ago = "" if seen.last_write_seconds is None else f"last write {duration(seen.last_write_seconds)} ago"
     state = click.style(seen.state, fg=_STATE_STYLES[seen.state])
     shards = f"{seen.shards_done:,} of {seen.num_shards:,} shards"
+    failures = f"{seen.num_failures:,} failure{'s' * (seen.num_failures > 1)}" if seen.num_failures else ""
     if one_line:
-        return "  ".join(filter(None, [state, f"{share:.1%}", shards, rate, eta, ago]))
+        return "  ".join(filter(None, [state, f"{share:.1%}", shards, rate, eta, ago, failures]))
     facts = {
         "state": state + (f", {ago}" if ago and seen.state != "published" else ""),
         "plan": seen.plan_id,
@@ -83,7 +85,7 @@ def _describe(seen: Status, *, one_line: bool) -> str:
         "samples": f"{seen.samples_done:,} of {seen.num_samples:,} ({share:.1%})",
         "rate": ", ".join(filter(None, [rate, eta])),
         "foreign": f"{seen.num_foreign} objects below data/ that are not the job's" if seen.num_foreign else "",
-        "failure": seen.failure or "",
+        "failed": failures + (f", the last one: {seen.failure}" if seen.failure else ""),
         "next": _next(seen),
     }
     return "\n".join(f"{name:<8} {text}" for name, text in facts.items() if text)

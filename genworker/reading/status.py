@@ -10,13 +10,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import ValidationError
-
-from genworker.bulk import commit
+from genworker.bulk import commit, failures
 from genworker.bulk.layout import Layout
-from genworker.bulk.plan import DATA_PREFIX, FAILURES_PREFIX, PLAN_KEY, RECEIPTS_PREFIX, Plan
-from genworker.bulk.records import Failure
-from genworker.errors import DatasetError, ObjectMissingError
+from genworker.bulk.plan import DATA_PREFIX, PLAN_KEY, RECEIPTS_PREFIX, Plan
+from genworker.errors import DatasetError
 
 if TYPE_CHECKING:
     from genworker.stores.base import Store
@@ -46,7 +43,8 @@ class Status:
         last_write_seconds: since the newest shard or receipt, None before the first.
         samples_per_second: over the last minutes of writing, None before two shards are there.
         eta_seconds: until the last shard at that rate, None unless running.
-        failure: what the last driver ended with, if nothing was made since.
+        num_failures: how many drivers ended with an error so far.
+        failure: the last of these errors, where the job has failed or stopped: if it failed, nothing was made since.
     """
 
     url: str
@@ -62,6 +60,7 @@ class Status:
     last_write_seconds: float | None
     samples_per_second: float | None
     eta_seconds: float | None
+    num_failures: int
     failure: str | None
 
     @property
@@ -86,13 +85,13 @@ def status(store: Store, now: float | None = None) -> Status:
         )
     written, samples, size, foreign = _shards(store, plan)
     receipts = [info.modified for info in store.list(RECEIPTS_PREFIX)]
-    failure, failed_at, num_failures = _last_failure(store)
+    failed = failures.read(store)
     newest = max([*(when for when, _ in written), *receipts], default=None)
     rate, pause = _pace(written)
     state: State = "running"
     if commit.published(store) is not None:
         state = "published"
-    elif failure is not None and failed_at >= (newest or 0.0):
+    elif failed.error is not None and failed.at >= (newest or 0.0):
         state = "failed"
     elif newest is None:
         state = "not started"
@@ -108,12 +107,13 @@ def status(store: Store, now: float | None = None) -> Status:
         num_samples=plan.num_samples,
         samples_done=samples,
         bytes_done=size,
-        num_control=len(receipts) + num_failures,
+        num_control=len(receipts) + failed.count,
         num_foreign=foreign,
         last_write_seconds=None if newest is None else max(0.0, now - newest),
         samples_per_second=rate,
         eta_seconds=left / rate if rate and state == "running" else None,
-        failure=failure if state == "failed" else None,
+        num_failures=failed.count,
+        failure=failed.error if state in {"failed", "stopped"} else None,
     )
 
 
@@ -148,19 +148,3 @@ def _pace(written: list[tuple[float, int]]) -> tuple[float | None, float]:
     if seconds <= 0.0:  # stores tell whole seconds
         return None, 0.0
     return sum(count for _, count in lately[1:]) / seconds, seconds / (len(lately) - 1)
-
-
-def _last_failure(store: Store) -> tuple[str | None, float, int]:
-    newest = None
-    count = 0
-    for info in store.list(FAILURES_PREFIX):
-        count += 1
-        if newest is None or info.modified >= newest.modified:
-            newest = info
-    if newest is None:
-        return None, 0.0, 0
-    try:
-        failure = Failure.model_validate_json(store.get(newest.key))
-    except (ObjectMissingError, ValidationError):  # removed meanwhile, or damaged: it informs, nothing depends on it
-        return None, 0.0, count
-    return failure.error, newest.modified, count

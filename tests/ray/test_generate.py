@@ -8,7 +8,7 @@ import shutil
 import signal
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ import torch
 
 import genworker
 from genworker import bundle as bundles
-from genworker.bulk import commit
+from genworker.bulk import commit, failures
 from genworker.bulk.job import JobResult, generate
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY
 from genworker.bulk.pool import ShardPool
@@ -255,14 +255,33 @@ def interfere(action: Callable[[], None]) -> Callable[[Progress], None]:
     return lambda _progress: todo.pop()() if todo else None
 
 
-def test_other_bytes_under_a_shards_key_stop_the_job(tiny_bundle: str, copied: Path, finished: str) -> None:
-    """An object that appears with other content than the plan gives is reported as such, and nothing is published."""
+def test_other_bytes_under_a_shards_key_stop_the_job(
+    tiny_bundle: str, copied: Path, finished: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object that appears with other content than the plan gives is reported as such, and nothing is published.
+
+    The actors end before the failure is recorded: a shard that one of them put behind it would make it history.
+    """
+    close, record = ShardPool.close, failures.write
+    steps = []
+
+    def closing(pool: ShardPool) -> None:
+        steps.append("close")
+        close(pool)
+
+    def recording(*args: Any) -> None:
+        steps.append("record")
+        record(*args)
+
+    monkeypatch.setattr(ShardPool, "close", closing)
+    monkeypatch.setattr(failures, "write", recording)
     key = stored_shards(finished)[5]
     for name in (SUCCESS_KEY, MANIFEST_KEY, key):
         (copied / name).unlink()
     with pytest.raises(DeterminismError, match="one plan must give one result"):
         generate(request_for(tiny_bundle, copied), interfere(lambda: write(copied / key, b"not a shard")))
     assert not (copied / MANIFEST_KEY).exists()
+    assert steps[:2] == ["close", "record"]
 
 
 def test_a_shard_that_another_driver_wrote_is_accepted(tiny_bundle: str, copied: Path, finished: str) -> None:

@@ -30,6 +30,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.stages",
         "bulk.removal",
         "bulk.commit",
+        "bulk.failures",
         "bulk.ledger",
         "bulk.protocol",
         "bulk.gc",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from genworker.bulk import commit
+from genworker.bulk import commit, failures
 from genworker.bulk.gc import find_garbage, give_up, remove
 from genworker.bulk.plan import BUNDLE_PREFIX, PLAN_KEY, RECEIPTS_PREFIX, REMOVING_KEY, SUCCESS_KEY
 from genworker.bulk.protocol import Driver
@@ -56,7 +56,7 @@ def test_a_published_dataset_loses_its_receipts_only(url: str) -> None:
     """And probes, and failures that were overcome; readers and later runs of the same job notice nothing."""
     fake.publish(url, PLAN, num_receipt_copies=2)
     store = open_store(url)
-    commit.write_failure(store, PLAN, "a node was lost", 1)
+    failures.write(store, PLAN, "a node was lost", 1)
     store.put(".genworker/probe/abc", b"")
     store.put("notes.txt", b"mine")
     store.put(".genworker/notes.txt", b"mine")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
-from genworker.bulk import commit, ledger
+from genworker.bulk import commit, failures, ledger
+from genworker.bulk.plan import FAILURES_PREFIX
 from genworker.bulk.protocol import Driver
 from genworker.cli import cli
 from genworker.errors import DatasetError, JobError
@@ -138,13 +141,52 @@ def test_the_last_failure_is_told_until_work_goes_on() -> None:
     put = plan.task(4)
     commit.commit_shard(store, put, fake.shard_bytes(plan, put), 0)
     store.times[put.key] = NOON + 5
-    assert (status(store, NOON + 6).state, status(store, NOON + 6).failure) == ("running", None)
+    seen = status(store, NOON + 6)
+    assert (seen.state, seen.failure, seen.num_failures) == ("running", None, 1)
 
     other = plan.model_copy(update={"seed": 7})
     before = [info.key for info in store.list()]
     with pytest.raises(Exception, match="holds the plan of another dataset"):
         Driver(store, other, bundle, failing).run()
     assert [info.key for info in store.list()] == before
+
+
+class Busy(TimedStore):
+    """A store to which another actor puts a shard ahead of each failure and behind it, until it is ended."""
+
+    plan = PLAN
+    ended = False
+
+    def put(self, key: str, data: bytes, *, overwrite: bool = False) -> ObjectInfo:
+        for index in (1, 2) if key.startswith(FAILURES_PREFIX) and not self.ended else ():
+            task = self.plan.task(index)
+            commit.commit_shard(self, task, fake.shard_bytes(self.plan, task), 0)
+            self.times[task.key] = NOON + index
+        return super().put(key, data, overwrite=overwrite)
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_nothing_comes_behind_a_failure() -> None:
+    """A driver ends its makers before it records what ended it, so that their shards do not make it history."""
+    bundle = models.bundle_of()
+    store = Busy(f"memory://{uuid.uuid4().hex}")
+    store.times, store.plan = {}, PLAN.model_copy(update={"bundle_digest": bundle.digest})
+    with pytest.raises(JobError):
+        Driver(store, store.plan, bundle, failing, end_makers=store.end).run()
+    assert status(store, NOON + 3).state == "failed"
+
+
+def test_a_job_that_stopped_tells_its_last_failure(store: TimedStore) -> None:
+    """What another driver made after a failure does not hide it for good."""
+    for name in ("the disk is full", "the disk is full again"):
+        failures.write(store, PLAN, name, 0)
+    put_shard(store, 1, 5)
+    assert (status(store, NOON + 6).state, status(store, NOON + 6).failure) == ("running", None)
+    seen = status(store, NOON + 1_000)
+    assert (seen.state, seen.num_failures) == ("stopped", 2)
+    assert seen.failure in {"the disk is full", "the disk is full again"}  # of one moment
 
 
 def run(*args: object) -> Result:
@@ -166,10 +208,24 @@ def test_the_command_says_it_all(tmp_path: Path) -> None:
     assert "90 of 100 (90.0%)" in result.output
     facts: dict[str, Any] = json.loads(run("status", tmp_path, "--json").output)
     assert (facts["state"], facts["shards_done"]) == ("running", 9)
-    commit.write_failure(store, PLAN, "the disk is full", 9)
+    failures.write(store, PLAN, "the disk is full", 9)
+    assert "failed   1 failure, the last one: the disk is full" in run("status", tmp_path).output
     watched = run("status", tmp_path, "--watch")
     assert watched.exit_code == 1
+    assert "1 failure" in watched.output.splitlines()[0]
     assert "the job failed: the disk is full" in watched.output
+
+
+def test_watching_ends_with_a_job_that_stopped_after_a_failure(tmp_path: Path) -> None:
+    """Not with one that stopped without a word, because it may have been told to, and is resumed."""
+    store = unfinished(str(tmp_path))
+    failures.write(store, PLAN, "the disk is full", 9)
+    silent = time.time() - 3_600
+    for path in [*tmp_path.rglob("*.parquet"), *tmp_path.rglob("*.json")]:
+        os.utime(path, (silent, silent - 60 * ("failures" in path.parts)))
+    watched = run("status", tmp_path, "--watch")
+    assert watched.exit_code == 1
+    assert "the job stopped, and its last failure was: the disk is full" in watched.output
 
 
 def test_watching_ends_with_the_dataset(tmp_path: Path) -> None:
