@@ -149,7 +149,7 @@ def test_the_command_line_fills_in_a_spec(spec_file: str) -> None:
         cli, ["generate", "--spec", spec_file, "--date", "2026-11-23", "--num-samples", "30", "--dry-run"]
     )
     assert done.exit_code == 0, done.output
-    plan = yaml.safe_load(done.output)["plan"]
+    plan = yaml.safe_load(done.stdout)["plan"]
     assert (plan["seed"], plan["num_samples"], plan["samples_per_shard"]) == (20261123, 30, 10)
     for arguments in (["--date", "2026-11-23"], ["--set", "seed=1"]):
         refused = runner.invoke(cli, ["generate", "x", "--out", "y", "--num-samples", "1", *arguments])
