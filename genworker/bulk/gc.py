@@ -6,7 +6,7 @@ goes in this order:
 
     .genworker/removing.json   put first: from here on nobody adds to the job or publishes it
     _SUCCESS, _manifest.json   where a driver stopped between the two
-    everything else of the job
+    everything else of the job, side by side
     .genworker/plan.json, .genworker/removing.json
 """
 
@@ -30,7 +30,7 @@ from genworker.bulk.plan import (
     SUCCESS_KEY,
     Plan,
 )
-from genworker.bulk.removal import GC, NOTICES, RETAIN, removed_by
+from genworker.bulk.removal import GC, NOTICES, RETAIN, delete_all, removed_by
 from genworker.errors import DatasetError, ObjectExistsError
 from genworker.stores.base import ObjectInfo, Store
 
@@ -96,11 +96,7 @@ def find_garbage(
 
 def remove(store: Store, garbage: Iterable[Garbage]) -> int:
     """Delete what `find_garbage` found beside a dataset or job that stays; returns how many objects."""
-    removed = 0
-    for item in garbage:
-        store.delete(item.key)
-        removed += 1
-    return removed
+    return delete_all(store, (item.key for item in garbage))
 
 
 def give_up(store: Store, *, older_than_seconds: float, now: float | None = None) -> list[Garbage]:
@@ -134,13 +130,14 @@ def give_up(store: Store, *, older_than_seconds: float, now: float | None = None
             store.delete(REMOVING_KEY)
         raise
     plan = commit.read_plan(store)
+    first, last = [SUCCESS_KEY, MANIFEST_KEY], [PLAN_KEY, REMOVING_KEY]
     # Both marks, also where a driver put them after the look; the marker goes before what it vouches for.
-    for key in (SUCCESS_KEY, MANIFEST_KEY):
+    for key in first:
         store.delete(key)
-    _delete(store, (item.key for item in garbage))
+    delete_all(store, (item.key for item in garbage if item.key not in first + last))
     # Listed again: a driver that was running may have put a shard since.
-    _delete(store, [info.key for info in _objects(store, plan)])
-    for key in (PLAN_KEY, REMOVING_KEY):
+    delete_all(store, [info.key for info in _objects(store, plan) if info.key not in last])
+    for key in last:
         store.delete(key)
     return [item for item in garbage if not (announced and item.key == REMOVING_KEY)]
 
@@ -160,10 +157,3 @@ def _objects(store: Store, plan: Plan | None) -> Iterator[ObjectInfo]:
         beside = info.key in {SUCCESS_KEY, MANIFEST_KEY} or info.key.startswith(CONTROL_PREFIX)
         if beside or (layout is not None and layout.owner(info.key) is not None):
             yield info
-
-
-def _delete(store: Store, keys: Iterable[str]) -> None:
-    """Delete objects, but not what goes last."""
-    for key in keys:
-        if key not in {PLAN_KEY, REMOVING_KEY}:
-            store.delete(key)

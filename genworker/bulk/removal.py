@@ -1,4 +1,4 @@
-"""The notice that a dataset is being removed.
+"""The notice that a dataset is being removed, and the deletion of many objects.
 
     .genworker/removing.json   put before anything is deleted, deleted last; tells which command put it
 
@@ -8,12 +8,20 @@ begins and again while he publishes, so that nobody vouches for objects that are
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
 from genworker.bulk.plan import REMOVING_KEY
 from genworker.errors import ObjectMissingError, PlanError
 from genworker.stores.base import Store
 
 GC, RETAIN = "genworker gc --unfinished --delete", "genworker retain --delete"
 NOTICES = {GC: b'{"by":"gc"}', RETAIN: b"{}"}
+
+# A deletion over a network is waiting, mostly: one after the other, a million would take hours.
+_NUM_THREADS = 16
+_WINDOW = 64 * _NUM_THREADS  # so that a million objects are not a million pending calls
 
 
 def removed_by(store: Store, place: str = "") -> str | None:
@@ -34,3 +42,17 @@ def check_kept(store: Store) -> None:
             "then run this command again, or write to another URL; to keep what is left, delete "
             f"{store.url}/{REMOVING_KEY} when no removal runs"
         )
+
+
+def delete_all(store: Store, keys: Iterable[str]) -> int:
+    """Delete objects side by side, in no order; returns how many.
+
+    Raises:
+        StoreError: the first failure; what was not begun then stays.
+    """
+    left = iter(keys)
+    deleted = 0
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        while window := list(itertools.islice(left, _WINDOW)):
+            deleted += sum(1 for _ in pool.map(store.delete, window))
+    return deleted

@@ -2,8 +2,8 @@
 
     .genworker/removing.json   put first: from here on nobody adds to the dataset, and a removal that stopped is known as one
     _SUCCESS, _manifest.json   the marker, then what it vouches for: no reader finds the dataset any more
-    everything else below it
-    .genworker/removing.json   last
+    everything else below it   side by side
+    .genworker/plan.json, .genworker/removing.json   last
 
 In: a store and how many datasets to keep. Out: the names of those removed. A removal that stops goes on with the next call.
 """
@@ -17,7 +17,7 @@ from typing import Literal
 
 from genworker.bulk.catalog import places
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, REMOVING_KEY, SUCCESS_KEY
-from genworker.bulk.removal import NOTICES, RETAIN, removed_by
+from genworker.bulk.removal import NOTICES, RETAIN, delete_all, removed_by
 from genworker.errors import DatasetError
 from genworker.stores.base import ObjectInfo, Store
 
@@ -79,14 +79,13 @@ def find_old(store: Store, keep: int, by: Literal["name", "age"] = "name") -> li
 
 def remove_dataset(store: Store, doomed: Doomed) -> int:
     """Remove a dataset, its marker first; returns the number of objects that were there."""
-    marks = [doomed.place + key for key in (SUCCESS_KEY, MANIFEST_KEY)]
-    notice = doomed.place + REMOVING_KEY
-    store.put(notice, NOTICES[RETAIN], overwrite=True)
-    for key in marks:
+    first = [doomed.place + key for key in (SUCCESS_KEY, MANIFEST_KEY)]
+    last = [doomed.place + key for key in (PLAN_KEY, REMOVING_KEY)]
+    store.put(doomed.place + REMOVING_KEY, NOTICES[RETAIN], overwrite=True)
+    for key in first:
         store.delete(key)
     # Listed again: a driver that was slower than the others may have put a shard since.
-    for info in list(store.list(doomed.place)):
-        if info.key != notice:
-            store.delete(info.key)
-    store.delete(notice)
+    delete_all(store, [info.key for info in store.list(doomed.place) if info.key not in last])
+    for key in last:
+        store.delete(key)
     return len(doomed.objects)
