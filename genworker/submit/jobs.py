@@ -25,6 +25,26 @@ _POLL_SECONDS = 1.0
 _YOUNG_SECONDS = 60.0
 
 
+class _Output:
+    """Writes a text once, of which every connection sends all from the beginning."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._shown = self._seen = 0
+
+    def restart(self) -> None:
+        """What comes next is the text's beginning."""
+        self._seen = 0
+
+    def take(self, piece: str) -> None:
+        """Write what of the next piece was not written before."""
+        fresh = piece[max(0, self._shown - self._seen) :]
+        self._seen += len(piece)
+        if fresh:
+            self._write(fresh)
+            self._shown = self._seen
+
+
 class Cluster:
     """The Jobs API of a cluster.
 
@@ -64,18 +84,18 @@ class Cluster:
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> int:
         """Hand on what a job prints until it ends; returns its exit code, 0 for success."""
-        shown = 0
+        output = _Output(write)
         with self._edge():
             while True:
                 with contextlib.suppress(RuntimeError, aiohttp.ClientError):  # the connection was lost, not the job
-                    shown = asyncio.run(self._tail(job_id, shown, write))
+                    asyncio.run(self._tail(job_id, output))
                 info = self._client.get_job_info(job_id)
                 if info.status.is_terminal():
                     break
                 time.sleep(_POLL_SECONDS)
             logs = self._client.get_job_logs(job_id)
-        if len(logs) > shown:
-            write(logs[shown:])
+        output.restart()
+        output.take(logs)
         if info.status is JobStatus.SUCCEEDED:
             return 0
         if "No module named genworker" in logs or "No module named 'genworker'" in logs:
@@ -84,15 +104,10 @@ class Cluster:
             write(f"{info.message}\n")
         return info.driver_exit_code or 1
 
-    async def _tail(self, job_id: str, shown: int, write: Callable[[str], None]) -> int:
-        seen = 0
+    async def _tail(self, job_id: str, output: _Output) -> None:
+        output.restart()
         async for text in self._client.tail_job_logs(job_id):
-            fresh = text[max(0, shown - seen) :]
-            seen += len(text)
-            if fresh:
-                write(fresh)
-                shown = max(shown, seen)
-        return shown
+            output.take(text)
 
     def _status(self, job_id: str) -> JobStatus | None:
         try:
@@ -133,11 +148,13 @@ class Cluster:
                 f"{self._address}: refuses the token: {str(err).splitlines()[0]}; set RAY_AUTH_MODE=token and "
                 "RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
             ) from err
-        except requests.exceptions.SSLError as err:
-            raise ClusterError(
-                f"{self._address}: its certificate is not trusted: {err}; name its authority with --ca-file"
-            ) from err
         except (ConnectionError, requests.exceptions.RequestException) as err:
+            # Ray's client says only that it could not connect; the reason lies in what it was raised from.
+            for cause in (err, err.__context__):
+                if isinstance(cause, requests.exceptions.SSLError):
+                    raise ClusterError(
+                        f"{self._address}: its certificate is not trusted: {cause}; name its authority with --ca-file"
+                    ) from err
             raise ClusterError(
                 f"{self._address}: nobody answers: {err}; check address and port (8265 is the dashboard's), and that the "
                 "cluster runs with its dashboard"

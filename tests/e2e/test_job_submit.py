@@ -28,11 +28,13 @@ from genworker.stores import open_store
 from genworker.submit.request import STOP_WAIT, STOP_WAIT_SECONDS
 from genworker.training.record import BUNDLE_PREFIX
 from tests import canaries
+from tests.certificates import Authority
 from tests.datasets import all_samples
 from tests.fakes.training import tiny_training
 from tests.processes import run, running, titled
 from tests.readme import shell_lines
 from tests.servers import free_port
+from tests.tls import tls_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -143,9 +145,11 @@ def is_open(port: int) -> bool:
     return False
 
 
-def submit(head: Head, arguments: Sequence[str], *, working_dir: Path | None, run_id: str = "") -> list[str]:
-    """The command line of `genworker submit`."""
-    flags = ["--address", head.address, f"--run-id={run_id}"]
+def submit(
+    head: Head, arguments: Sequence[str], *, working_dir: Path | None, run_id: str = "", address: Sequence[str] = ()
+) -> list[str]:
+    """The command line of `genworker submit`; ``address`` are the flags that say where to, if not to the head itself."""
+    flags = [*(address or ["--address", head.address]), f"--run-id={run_id}"]
     flags += [] if working_dir is None else ["--working-dir", str(working_dir)]
     return ["genworker", "submit", *flags, *arguments]
 
@@ -160,14 +164,22 @@ def supervisors() -> list[str]:
 
 
 def test_submitting_twice_runs_once(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
-    """A second submit of the same run attaches to the first, both follow it to its end, and a third says that it is done."""
-    out = tmp_path / "out"
+    """A second submit of the same run attaches to the first, both follow it to its end, and a third says that it is done.
+
+    The second talks TLS, to a proxy whose authority it was told.
+    """
+    out, certificate = tmp_path / "out", Authority(tmp_path / "authority").certify("127.0.0.1")
     job = ["generate", tiny_bundle, "--out", str(out), "--num-samples=600", "--samples-per-shard=100", "--actors=2"]
     command = submit(head, job, working_dir=head.working_dir, run_id="2026-11-25")
-    with running(command, tmp_path, head.environment) as first:
+    with (
+        tls_proxy(head.address, certificate) as url,
+        running(command, tmp_path, head.environment) as first,
+    ):
+        address = ["--address", url, "--ca-file", certificate["RAY_TLS_CA_CERT"]]
+        over_tls = submit(head, job, working_dir=head.working_dir, run_id="2026-11-25", address=address)
         first.wait_until(lambda: "submitted: genworker-generate-" in first.stderr)
         first.wait_until(lambda: any(f"{STOP_WAIT}={STOP_WAIT_SECONDS}" in text for text in supervisors()))
-        second = run(command, tmp_path, head.environment)
+        second = run(over_tls, tmp_path, head.environment)
         assert first.wait() == 0, first.stdout + first.stderr
     assert second.process.returncode == 0, second.stdout + second.stderr
     assert "attached: " in second.stderr
