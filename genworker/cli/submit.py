@@ -38,6 +38,12 @@ class _SpecFirst(click.Command):
     callback=pairs,
     help="Of the job's environment; no secrets.",
 )
+@click.option(
+    "--runtime-env",
+    "environment",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Runtime environment of Ray (pip, image_uri, excludes, ...): a YAML or JSON file.",
+)
 @click.option("--driver-cpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: on the head.")
 @click.option(
     "--ca-file",
@@ -53,13 +59,14 @@ def submit(
     run_id: str,
     working_dir: Path | None,
     variables: dict[str, str],
+    environment: Path | None,
     driver_cpus: float,
     ca_file: Path | None,
     detach: bool,
     command: str,
     arguments: tuple[str, ...],
 ) -> None:
-    """Run genworker COMMAND (train, generate or evaluate) with its ARGUMENTS as a job of the Ray cluster at --address.
+    """Run genworker COMMAND (train, generate, backfill, evaluate) with its ARGUMENTS as a job of the Ray cluster at --address.
 
     Of a SPEC, a file or a shipped one, the command is known, and options may follow it: submit SPEC --address URL -- ARGUMENTS.
     --run-id fills in {{ run_id }} there, and {{ date }} when it is a date.
@@ -69,11 +76,19 @@ def submit(
     Ctrl-C leaves the job running.
     """
     from genworker.cli.display import console
-    from genworker.submit.jobs import Cluster
+    from genworker.submit.jobs import Cluster, read_environment
     from genworker.submit.request import Request, call_of
 
     command, words = call_of(command, arguments, run_id)
-    request = Request(command, words, run_id, working_dir, variables, driver_cpus)
+    request = Request(
+        command,
+        words,
+        run_id,
+        working_dir,
+        variables,
+        driver_cpus,
+        read_environment(environment) if environment else {},
+    )
     request.check()
     cluster = Cluster(address, ca_file)
     job_id, status = cluster.submit(request)

@@ -10,12 +10,15 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import ray
 import requests
+import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.runtime_env import RuntimeEnv
 
 from genworker.errors import ClusterError, UsageError
 from genworker.submit.request import Request
@@ -23,6 +26,25 @@ from genworker.submit.request import Request
 _MAX_TRIES = 1_000
 _POLL_SECONDS = 1.0
 _YOUNG_SECONDS = 60.0
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """A runtime environment of Ray in a YAML or JSON file: pip, image_uri, excludes, env_vars, ...
+
+    Raises:
+        UsageError: the file is none, or Ray refuses a key or value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise UsageError(f"--runtime-env {path}: holds a {type(values).__name__} at the top, not keys with values")
+        if unknown := values.keys() - RuntimeEnv.known_fields:
+            known = ", ".join(sorted(name for name in RuntimeEnv.known_fields if not name.startswith("_")))
+            raise UsageError(f"--runtime-env {path}: unknown key {min(map(str, unknown))!r}; known keys: {known}")
+        RuntimeEnv(**values)
+    except (yaml.YAMLError, OSError, TypeError, ValueError) as err:
+        raise UsageError(f"--runtime-env {path}: {err}") from err
+    return values
 
 
 class _Output:

@@ -9,11 +9,12 @@ import contextlib
 import datetime
 import hashlib
 import json
+import re
 import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ from genworker.config import find_spec, preset_names, read_mapping
 from genworker.errors import UsageError
 
 # Commands, and below which folder of the shipped specs theirs lie.
-COMMANDS = {"train": "", "generate": "generate", "evaluate": ""}
+COMMANDS = {"train": "", "generate": "generate", "backfill": "generate", "evaluate": ""}
 _SPEC_OPTIONS = ("--spec", "--data")
-_SPEC_FIRST = ("train",)
+_SPEC_FIRST = ("train", "backfill")
 # Keys by which a spec is known.
 _KEYS = {"generate": {"bundle", "out", "num_samples"}, "train": {"data", "family"}}
 _PROGRAM = ("python", "-m", "genworker.cli")
 # How long Ray waits for a driver that is stopped, read by the job's supervisor. Its own 3 s are less than a job takes to drain.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 STOP_WAIT_SECONDS = 60
+_URL_WITH_PASSWORD = re.compile(r"://[^\s/@:]*:[^\s/@]+@")
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "ACCESS_KEY", "API_KEY")
 
 
@@ -81,6 +83,7 @@ class Request:
         working_dir: a folder to send along, whose ``genworker`` is used where it holds one; None uses the cluster's own.
         variables: of the job's environment. They can be read by whoever sees the cluster's dashboard.
         num_cpus: that the driver itself takes; 0 runs it on the head.
+        environment: a runtime environment of Ray (pip, image_uri, excludes, ...), to which the others are added.
     """
 
     command: str
@@ -89,6 +92,7 @@ class Request:
     working_dir: Path | None = None
     variables: Mapping[str, str] | None = None
     num_cpus: float = 0.0
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def submission_id(self) -> str:
@@ -106,12 +110,25 @@ class Request:
         """Raise UsageError for what can be seen to be wrong before anything is sent."""
         if self.run_id:
             check_run_id(self.run_id)
-        for name in self.variables or {}:
+        for name in self._variables():
             if any(word in name.upper() for word in _SECRET_WORDS):
                 raise UsageError(
                     f"--env {name}: a job's environment is shown to whoever sees the cluster's dashboard; give the nodes "
                     "a role (instance profile, service account), or set the variable when the cluster is started"
                 )
+        for text in (*self.arguments, *self._variables().values(), json.dumps(self.environment)):
+            if _URL_WITH_PASSWORD.search(text):
+                raise UsageError(
+                    f"{_URL_WITH_PASSWORD.sub('://***@', text)}: holds a URL with a password; a job's command and environment "
+                    "are shown to whoever sees the cluster's dashboard: take it out, and give the nodes a role"
+                )
+        if self.working_dir is not None and "working_dir" in self.environment:
+            raise UsageError("--working-dir and the working_dir of --runtime-env: name the folder in one of them")
+        if self._files() and "working_dir" in self.environment:
+            raise UsageError(
+                f"{next(iter(self._files().values()))}: with the working_dir of --runtime-env no spec is sent along; name the "
+                "folder that holds it with --working-dir, or use a shipped spec"
+            )
         for path in self._specs().values():
             read_mapping(path)
         for path in self._files().values():
@@ -119,6 +136,9 @@ class Request:
                 raise UsageError(
                     f"{path}: lies outside --working-dir {self.working_dir}, so the cluster would not get it"
                 )
+
+    def _variables(self) -> dict[str, str]:
+        return {**self.environment.get("env_vars", {}), **(self.variables or {})}
 
     def _words(self) -> list[str]:
         """The arguments, with ``--spec=FILE`` as two words."""
@@ -160,7 +180,8 @@ class Request:
                     words[place] = f"{place}/{path.name}"  # runs are called by the name of their spec
                     (folder / str(place)).mkdir()
                     shutil.copyfile(path, folder / words[place])
-            environment: dict[str, Any] = {"env_vars": {STOP_WAIT: f"{STOP_WAIT_SECONDS}", **(self.variables or {})}}
+            variables = {STOP_WAIT: f"{STOP_WAIT_SECONDS}", **self._variables()}
+            environment: dict[str, Any] = {**self.environment, "env_vars": variables}
             if folder is not None:
                 environment["working_dir"] = str(folder)
             yield shlex.join([*_PROGRAM, self.command, *words]), environment

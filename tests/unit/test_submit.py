@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from genworker.cli import cli
 from genworker.config import preset_path
 from genworker.errors import UsageError
+from genworker.submit.jobs import read_environment
 from genworker.submit.request import STOP_WAIT, Request, call_of
 
 
@@ -109,6 +110,48 @@ def test_a_file_that_is_no_spec_is_said_to_be_none(spec: Path, content: bytes) -
             request.check()
 
 
+def test_a_runtime_environment_goes_along(spec: Path, tmp_path: Path) -> None:
+    """As it is, with the folder and the variables of the flags, which win."""
+    path = tmp_path / "env.yaml"
+    path.write_text("pip: [qoi]\nexcludes: [runs]\nenv_vars: {A: a, B: b}\n")
+    folder = spec.parent.parent
+    request = Request("train", [str(spec)], "", folder, {"B": "c"}, environment=read_environment(path))
+    request.check()
+    with request.packed() as (_, environment):
+        assert environment.pop("env_vars") == {STOP_WAIT: "60", "A": "a", "B": "c"}
+        assert environment == {"pip": ["qoi"], "excludes": ["runs"], "working_dir": str(folder)}
+    with pytest.raises(UsageError, match="no spec is sent along"):
+        Request("train", [str(spec)], environment={"working_dir": "s3://b/code.zip"}).check()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- pip", "holds a list at the top"),
+        ("pips: [qoi]", "unknown key 'pips'; known keys: .*pip, "),
+        ("env_vars: {A: 1}", "env_vars"),
+        ("pip: 3", "pip"),
+        ("pip: [", "while parsing"),
+        ("caf\xe9: 1", "utf-8"),
+    ],
+)
+def test_a_wrong_runtime_environment_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    """By the rules of Ray, before anything is sent."""
+    path = tmp_path / "env.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UsageError, match=f"--runtime-env {path}: .*{message}"):
+        read_environment(path)
+
+
+def test_a_backfill_is_submitted(spec: Path) -> None:
+    """Its spec goes along, as the one of a dataset that it is."""
+    assert call_of("backfill", ["nightly", "--from", "2026-11-01"]) == ("backfill", ["nightly", "--from", "2026-11-01"])
+    with Request("backfill", [str(spec), "--from=2026-11-01"]).packed() as (entrypoint, _):
+        assert shlex.split(entrypoint)[3:] == ["backfill", "0/mine.yaml", "--from=2026-11-01"]
+    shipped = preset_path("nightly", "generate")
+    assert Request("backfill", ["nightly"]).submission_id == Request("backfill", [str(shipped)]).submission_id
+
+
 def test_a_working_directory_is_sent_as_it_is(spec: Path) -> None:
     folder = spec.parent.parent
     with Request("train", [str(spec)], working_dir=folder).packed() as (entrypoint, environment):
@@ -138,6 +181,11 @@ def test_names_of_presets_are_left_alone() -> None:
         (Request("train", [], run_id="a b"), "run id 'a b'"),
         (Request("train", [], variables={"AWS_SECRET_ACCESS_KEY": "x"}), "--env AWS_SECRET_ACCESS_KEY"),
         (Request("train", [], variables={"hf_token": "x"}), "is shown to whoever sees"),
+        (Request("train", [], environment={"env_vars": {"hf_token": "x"}}), "--env hf_token"),
+        (Request("train", ["a", "--lineage", "http://me:hunter2@host/x"]), r"^http://\*\*\*@host/x: holds a URL with"),
+        (Request("train", [], variables={"PROXY": "http://me:hunter2@host"}), r"^http://\*\*\*@host: holds"),
+        (Request("train", [], environment={"pip": ["-i https://me:hunter2@host"]}), r"i https://\*\*\*@host"),
+        (Request("train", [], working_dir=Path(), environment={"working_dir": "s3://b/c.zip"}), "in one of them"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_sent(request_: Request, message: str) -> None:
