@@ -27,6 +27,7 @@ class SourceConfig(Spec):
     """What every source lets the user say; each source adds its own ``name``."""
 
     special_urls: ClassVar[frozenset[str]] = frozenset()  # words that are no paths
+    no_effect: ClassVar[frozenset[str]] = frozenset()  # keys that decide no image and no order
 
     name: str
     url: str | None = Field(None, description="folder, file or s3:// prefix; some sources have a default")
@@ -63,6 +64,8 @@ class ResizedConfig(SourceConfig):
 @dataclass(frozen=True)
 class Blocks:
     """How a source's images lie in storage, where some are cheap to read together: row groups, stretches of a tar file.
+
+    Where each image is a block of its own, none is nearer than another, and it still pays to fetch ahead.
 
     Attributes:
         ends: int64 [n], rising; block b holds the images from ends[b - 1] (0 for the first) up to ends[b].

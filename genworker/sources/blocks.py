@@ -6,7 +6,6 @@ room for others, and only a few are fetched at a time.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
@@ -16,13 +15,12 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from genworker.errors import GenworkerError
+from genworker.errors import GenworkerError, StoreError
 from genworker.schema import ImageSchema, Int64Array
 from genworker.sources.base import Blocks
 from genworker.sources.encoded import EncodedImage, EncodedSource
 
-_FETCHES = 8  # at a time
-_PREFETCHES = 4  # of these, ahead of need
+_FETCHES = 8  # at a time; half of them ahead of need
 
 
 class Block(Protocol):
@@ -55,12 +53,13 @@ class BlockCache(Generic[BlockT]):
         self._fetch, self._max_bytes = fetch, max_bytes
         self._lock = threading.Lock()
         self._fetching = threading.BoundedSemaphore(fetches)
+        self._num_threads, self._num_kept = max(1, fetches // 2), 0
         self._blocks: OrderedDict[int, Future[BlockT]] = OrderedDict()
         self._coming: set[int] = set()
         self._pool: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
-        return sum(block.done() for block in self._blocks.values())
+        return self._num_kept
 
     def get(self, number: int) -> BlockT:
         """The block, fetched unless it is here or another thread is about to have it; raises what fetching raised."""
@@ -92,26 +91,34 @@ class BlockCache(Generic[BlockT]):
             new = [n for n in numbers if n not in self._blocks and n not in self._coming]
             self._coming.update(new)
             if new and self._pool is None:
-                self._pool = ThreadPoolExecutor(_PREFETCHES, thread_name_prefix="prefetch")
+                self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="prefetch")
         for number in new:
             assert self._pool is not None
             self._pool.submit(self._prefetch, number)
 
     def _prefetch(self, number: int) -> None:
         with self._lock:
+            if number not in self._coming:
+                return
             self._coming.discard(number)
             if number in self._blocks:
                 return
-        with contextlib.suppress(GenworkerError):
+        try:
             self.get(number)
+        except StoreError:
+            # Whoever reads asks a store that fails again; a program that ends should not wait for it once per block.
+            with self._lock:
+                self._coming.clear()
+        except GenworkerError:
+            pass
 
     def _make_room(self, added: int) -> None:
         held = self.held_bytes + added
-        kept = [number for number, block in self._blocks.items() if block.done()]
-        for number in kept[:-1]:
-            if held <= self._max_bytes:
-                break
+        self._num_kept += 1
+        while held > self._max_bytes and self._num_kept > 1:
+            number = next(number for number, block in self._blocks.items() if block.done())
             held -= self._blocks.pop(number).result().nbytes
+            self._num_kept -= 1
         self.held_bytes = held  # set once, because it is read without the lock
 
 
@@ -130,6 +137,7 @@ class BlockSource(EncodedSource, Generic[BlockT]):
         limit: int | None,
         max_corrupt: int,
         cache_bytes: int,
+        fetches: int = _FETCHES,
     ) -> None:
         """Describe the blocks: ``rows`` images each, about ``sizes`` bytes in memory (both int64 [n])."""
         self._ends = np.cumsum(rows, dtype=np.int64)
@@ -139,7 +147,7 @@ class BlockSource(EncodedSource, Generic[BlockT]):
         window = max(1, cache_bytes // (2 * usual_bytes))
         self.blocks = Blocks(np.minimum(self._ends, length), window)
         # Whoever reads here and there holds, besides the cache, what is being fetched.
-        self._cache: BlockCache[BlockT] = BlockCache(self._fetch_block, cache_bytes, fetches=min(window, _FETCHES))
+        self._cache: BlockCache[BlockT] = BlockCache(self._fetch_block, cache_bytes, fetches=min(window, fetches))
 
     @abstractmethod
     def _fetch_block(self, number: int) -> BlockT:

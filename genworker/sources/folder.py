@@ -2,17 +2,22 @@
 
 In: PNG, JPEG, WebP and BMP files. Out: images of one size, in the order of their keys. Names that begin with a dot are
 ignored; classes are folders that hold an image, because an object store knows no others. With a limit, the first
-classes come first.
+classes come first. Each file is a block of its own: files are fetched ahead, and kept while there is room.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
 
 from genworker.config import digest_of
 from genworker.errors import CorruptImageError, SourceError
 from genworker.sources.base import Blocks, ResizedConfig, SourceConfig, Split, require_url
-from genworker.sources.encoded import EncodedImage, EncodedSource
+from genworker.sources.blocks import BlockSource
+from genworker.sources.encoded import EncodedImage
 from genworker.sources.images import MAX_ENCODED_BYTES
 from genworker.stores import open_store
 
@@ -23,20 +28,47 @@ if TYPE_CHECKING:
     from genworker.stores.base import ObjectInfo
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Requests for small files mostly wait; half of them go ahead of need.
+_FETCHES = 32
+# Files that are drawn from or fetched ahead: enough to keep all requests busy, and done in a second or two when a run ends.
+_MOST_OPEN = 1024
+# Of Python's objects around the bytes of a file.
+_KEPT_BYTES = 2000
 _SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation"}
 
 
 class FolderConfig(ResizedConfig):
     """Image files in class folders; ``train/`` and ``test/`` may stand above them."""
 
+    no_effect: ClassVar[frozenset[str]] = frozenset({"cache_bytes"})
+
     name: Literal["image-folder"] = "image-folder"
+    cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        2**29, description="files to keep in memory, those that were fetched ahead and those that were read last"
+    )
 
 
-class FolderSource(EncodedSource):
+@dataclass(frozen=True)
+class File:
+    """One file in memory: a block of one image."""
+
+    encoded: EncodedImage
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return len(self.encoded.data) + _KEPT_BYTES
+
+    def image(self, row: int) -> EncodedImage:
+        """The image; ``row`` is 0."""
+        del row
+        return self.encoded
+
+
+class FolderSource(BlockSource[File]):
     """Image files, decoded when they are read."""
 
     Config: ClassVar[type[SourceConfig]] = FolderConfig
-    blocks: Blocks | None = None
 
     def __init__(self, config: FolderConfig) -> None:
         url = require_url(config, "a folder or s3:// prefix of images")
@@ -55,22 +87,28 @@ class FolderSource(EncodedSource):
         super().__init__(
             url=url,
             schema=config.image_schema(len(classes), classes),
-            length=len(self._files),
+            rows=np.ones(len(self._files), np.int64),
+            sizes=np.array([info.size + _KEPT_BYTES for info in self._files], np.int64),
+            limit=None,
             max_corrupt=config.max_corrupt,
+            cache_bytes=config.cache_bytes,
+            fetches=_FETCHES,
         )
+        self.blocks = Blocks(self.blocks.ends, min(self.blocks.window, _MOST_OPEN))
 
     def prefetch(self, indices: Int64Array) -> None:
-        """Do nothing: each image is a request of its own, and many are asked for at a time when they are read."""
+        """Begin to fetch the files of the first images at ``indices``, no more than leave room for as many again."""
+        super().prefetch(indices[: self.blocks.window])
 
     def digest(self) -> str:
         """SHA-256 over the key and size of every file; a file changed without a change of size goes unnoticed."""
         return digest_of([[info.key, info.size] for info in self._files])
 
-    def _fetch(self, index: int) -> EncodedImage:
-        info: ObjectInfo = self._files[index]
+    def _fetch_block(self, number: int) -> File:
+        info: ObjectInfo = self._files[number]
         if info.size > MAX_ENCODED_BYTES:
             raise CorruptImageError(f"is {info.size} bytes long; the limit is {MAX_ENCODED_BYTES}")
-        return EncodedImage(self._store.get(info.key), self._labels[index])
+        return File(EncodedImage(self._store.get(info.key), self._labels[number]))
 
     def _name(self, index: int) -> str:
         return self._files[index].key

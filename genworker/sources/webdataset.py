@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class WebDatasetConfig(ResizedConfig):
     """Tar files with encoded images; files named after splits (train-..., test/...) are told apart."""
 
+    no_effect: ClassVar[frozenset[str]] = frozenset({"index"})  # it keeps what the data itself says
+
     name: Literal["webdataset"] = "webdataset"
     image_extension: str | None = Field(
         None, description="such as jpg or input.png; without it the first of png, jpg, jpeg, webp, bmp"

@@ -28,7 +28,7 @@ STYLE_VARIABLE = "GENWORKER_S3_ADDRESSING_STYLE"
 ATTEMPTS = 10
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
-CONNECTIONS = 16
+CONNECTIONS = 32
 
 _AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".api.aws")
 

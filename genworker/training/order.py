@@ -70,7 +70,8 @@ class Order:
 
     Attributes:
         num_images: images of one epoch, each drawn once in it; those held out are not among them.
-        look_ahead: how many draws ahead it pays to have images fetched; 0 where they are not in blocks, or all fit.
+        look_ahead: how many draws ahead it pays to have images fetched; 0 where they are not in blocks, or few enough
+            blocks that all fit.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class Order:
             length: images of the source.
             seed: decides the order; in [0, 2**63).
             held_out: rising indices, int64 [n], that are never drawn.
-            blocks: where the images lie. With no blocks, or few enough to hold all, an epoch is one permutation.
+            blocks: where the images lie. With no blocks, few enough to hold all, or one for each image, an epoch is one
+                permutation.
             batch_size: of the loader; it matters where there are blocks, see `block_order.BlockLayout`.
             unit: neighbours of a batch that should come from different blocks.
         """
@@ -99,11 +101,14 @@ class Order:
         # The k-th image that is drawn has index k + (held-out images before it).
         self._gaps = held - np.arange(len(held))
         self._layout: BlockLayout | None = None
-        if blocks is not None:
+        self.look_ahead = 0
+        if blocks is not None and len(blocks.ends) == length and np.array_equal(blocks.ends, np.arange(1, length + 1)):
+            self.look_ahead = blocks.window // 2  # one image each: a permutation of the images is one of the blocks
+        elif blocks is not None:
             ends = blocks.ends - np.searchsorted(held, blocks.ends)
             layout = BlockLayout(ends, window=blocks.window, batch_size=batch_size, unit=unit)
-            self._layout = layout if layout.num_blocks > blocks.window else None
-        self.look_ahead = self._layout.look_ahead if self._layout else 0
+            if layout.num_blocks > blocks.window:
+                self._layout, self.look_ahead = layout, layout.look_ahead
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
 
     def indices(self, draws: Int64Array) -> Int64Array:

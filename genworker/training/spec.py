@@ -164,7 +164,8 @@ class TrainSpec(Spec):
             "callbacks",
         ):
             del values["training"][key]
-        values["data"].pop("index", None)  # where a source keeps what the data itself says
+        for key in self.data.no_effect:
+            del values["data"][key]
         return values
 
     @property

@@ -116,6 +116,16 @@ def test_a_failure_is_raised_to_the_reader_and_forgotten() -> None:
     assert (len(cache), cache.held_bytes) == (1, 100)
 
 
+def test_a_store_that_fails_is_not_asked_for_all_that_was_announced() -> None:
+    """After a failure the rest of what was announced is left to whoever reads it: nobody waits for a store that is gone."""
+    shelf = Shelf(seconds=0.02, failures=100)
+    cache = BlockCache(shelf.fetch, max_bytes=10**6)
+    cache.prefetch(range(100))
+    assert cache._pool is not None
+    cache._pool.shutdown()  # as at the end of a program
+    assert len(shelf.fetched) <= 8
+
+
 def noisy_picture(number: int) -> bytes:
     """A 32x32 picture that does not compress, about 1.1 KB; its first pixel tells the number."""
     pixels = np.random.default_rng(number).integers(0, 256, (32, 32)).astype(np.uint8)

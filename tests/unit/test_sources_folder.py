@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from genworker.errors import SourceError
+from genworker.errors import ObjectMissingError, SourceError
 from genworker.sources.folder import FolderConfig, FolderSource
+from genworker.training.loader import Loader
+from genworker.training.order import Order
+from genworker.training.spec import TrainSpec
+from tests.fakes import models
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,3 +174,99 @@ def test_a_relative_folder_is_the_reading_process_s(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     assert FolderConfig(url="photos", image_size=8).url == str(tmp_path / "photos")
     assert FolderConfig(url="s3://bucket/photos", image_size=8).url == "s3://bucket/photos"
+
+
+NUM_FILES = 120
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many files as there are numbers below 120, each in a class and a grey of its own."""
+    folder = tmp_path_factory.mktemp("many")
+    return fill(folder, {f"{n:03}/{n:03}.png": n for n in range(NUM_FILES)})
+
+
+class Post:
+    """A store in which every file takes another time to come; it counts what is asked for."""
+
+    def __init__(self, source_: FolderSource, milliseconds: int) -> None:
+        self.asked: list[str] = []
+        self.at_once = self._now = 0
+        self._store, self._milliseconds = source_._store, milliseconds
+        self._lock = threading.Lock()
+        source_._store = self  # type: ignore[assignment]
+
+    def get(self, key: str) -> bytes:
+        with self._lock:
+            self.asked.append(key)
+            self._now += 1
+            self.at_once = max(self.at_once, self._now)
+        time.sleep(int(key[:3]) * 7 % 5 * self._milliseconds / 1000)
+        with self._lock:
+            self._now -= 1
+        return self._store.get(key)
+
+
+def drawn(source_: FolderSource, count: int) -> list[int]:
+    """The labels of the first ``count`` images of a run; each picture is that of its label."""
+    found: list[int] = []
+    with Loader(source_, batch_size=20, seed=1) as loader:
+        while len(found) < count:
+            batch = next(loader)
+            assert batch.labels is not None
+            assert ((batch.images[:, 0, 4, 4] + 1) * 127.5).round().long().tolist() == batch.labels.tolist()
+            found += batch.labels.tolist()
+    return found
+
+
+@pytest.mark.parametrize("files_kept", [0, 10, 50, 10_000])
+def test_neither_time_nor_the_cache_decides_the_order(many: Path, files_kept: int) -> None:
+    """An epoch is the permutation that it would be without fetching ahead, whenever files come and however many are kept."""
+    slow = source(many, cache_bytes=files_kept * 2_100)
+    assert isinstance(slow.blocks.window, int)
+    post = Post(slow, milliseconds=2)
+    expected = Order(NUM_FILES, 1).indices(np.arange(2 * NUM_FILES))
+    assert drawn(slow, 2 * NUM_FILES) == expected.tolist()
+    assert slow._cache.held_bytes <= max(files_kept, 1) * 2_100
+    assert post.at_once <= min(slow.blocks.window, 32)
+    if files_kept > NUM_FILES:  # all fit: the second epoch asks for none again
+        assert sorted(post.asked) == [info.key for info in slow._files]
+
+
+def test_files_are_fetched_before_they_are_read_within_the_bound(many: Path) -> None:
+    """What is announced comes without being read, no more of it than half of the cache holds, and is not asked for again."""
+    found = source(many, cache_bytes=40 * 2_100)
+    window = found.blocks.window
+    assert 15 <= window <= 20
+    post = Post(found, milliseconds=0)
+    found.prefetch(np.arange(NUM_FILES))
+    deadline = time.monotonic() + 10
+    while len(found._cache) < window and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert sorted(post.asked) == [info.key for info in found._files[:window]]
+    assert found._cache.held_bytes <= 40 * 2_100
+    assert values(found, *range(window)) == list(range(window))
+    assert len(post.asked) == window
+
+
+def test_a_file_that_vanishes_is_named_though_it_was_announced(tmp_path: Path) -> None:
+    """Fetching ahead hides no failure: whoever reads the image hears of its file, and others still come."""
+    found = source(fill(tmp_path, {"0.png": 1, "1.png": 2, "2.png": 3}))
+    (tmp_path / "1.png").unlink()
+    found.prefetch(np.arange(3))
+    with pytest.raises(ObjectMissingError, match=r"1\.png.*there is no such object"):
+        values(found)
+    assert values(found, 0, 2) == [1, 3]
+
+
+def test_a_run_goes_on_with_another_cache() -> None:
+    """The cache decides no image, so a checkpoint is not refused for it."""
+
+    def spec(**data: Any) -> TrainSpec:
+        values = models.train_spec().model_dump(mode="json")
+        return TrainSpec.parse(
+            values | {"data": {"name": "image-folder", "url": "/x", "image_size": 8} | data}, origin="test"
+        )
+
+    assert spec(cache_bytes=0).spec_id == spec().spec_id
+    assert spec(limit=7).spec_id != spec().spec_id

@@ -73,7 +73,7 @@ def buckets(moto: S3Server, folder: Path) -> dict[str, str]:
 
 def opened(name: str, url: str) -> Source:
     """A source with room for two blocks, so that reads go on for the whole epoch."""
-    cache = {} if name == "image-folder" else {"cache_bytes": 2 * 12_000}
+    cache = {"cache_bytes": 2 * 12_000}
     cut = {"block_bytes": 12_000} if name == "webdataset" else {}
     values = {"url": url, "image_size": 32, "channels": 1} | cache | cut
     return sources.open_source(sources.get(name).Config.parse(values, origin="test"))
