@@ -7,6 +7,7 @@ they were started, and which error ended them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from genworker.errors import GenworkerError
 from genworker.training.record import Metrics
@@ -30,6 +31,15 @@ class Board:
     def __init__(self) -> None:
         self._standing = Standing()
         self._stop = False
+        self._controller: Any = None
+
+    def meet(self, controller: Any) -> None:
+        """Take the actor that runs the workers."""
+        self._controller = controller
+
+    def controller(self) -> Any:
+        """The actor that runs the workers, or None before it has started."""
+        return self._controller
 
     def start(self, world_size: int, images_seen: int) -> bool:
         """Rank 0 starts, or starts again after a loss; returns whether it should not, because the run has failed."""

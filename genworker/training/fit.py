@@ -36,6 +36,7 @@ def fit(spec: TrainSpec, url: str, board: Any) -> Any:
     import ray.train
     import ray.train.torch
 
+    from genworker.training.controller import Introduction
     from genworker.training.network import TorchConfig
     from genworker.training.worker import work
 
@@ -56,6 +57,7 @@ def fit(spec: TrainSpec, url: str, board: Any) -> Any:
             name=f"genworker-{uuid.uuid4().hex[:8]}",
             storage_path=str(Path(tempfile.gettempdir()) / "genworker-ray-train"),
             failure_config=ray.train.FailureConfig(**failure_limits(resources)),
+            callbacks=[Introduction(board)],
             worker_runtime_env={"env_vars": cluster.ALLOCATOR_ENV},
         ),
     )

@@ -38,6 +38,10 @@ class Room:
         self._next_look = 0.0
         self._fits, self._since, self._offered = -1, 0.0, False
 
+    def offer_nothing(self) -> None:
+        """Until the nodes change, take no room for free: some of it is on nodes that will go away."""
+        self._offered = True
+
     def look(self, num_workers: int) -> int:
         """Look whether the nodes are still enough, and whether they would do for more than ``num_workers``.
 

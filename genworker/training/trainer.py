@@ -62,6 +62,8 @@ def train(
             standing: Standing = ray.get(board.read.remote())
             if standing.error is not None or not _goes_on(outcome, resized=follower.resized):
                 break
+            if outcome["value"]["preempted"]:
+                room.offer_nothing()
             ray.get(board.go_on.remote())
         if standing.error is None and "value" in outcome:
             finished = outcome["value"]["result"]["finished"]
@@ -166,12 +168,21 @@ def _run(spec: TrainSpec, url: str, board: Any, follower: _Follower) -> dict[str
         follower.follow(ended)
     except KeyboardInterrupt:
         ray.get(board.request_stop.remote())
-        ended.wait(_STOP_GRACE_SECONDS)
+        if not ended.wait(_STOP_GRACE_SECONDS):
+            _give_up(board, ended)
         raise
     except ClusterError:
-        ray.get(board.request_stop.remote())  # should the nodes come back after all
+        _give_up(board, ended)
         raise
     return outcome
+
+
+def _give_up(board: Any, ended: threading.Event) -> None:
+    """End a Ray Train run that may wait forever; a thread that still waits for it would end this process with Ray."""
+    controller = ray.get(board.controller.remote())
+    if controller is not None:
+        ray.kill(controller)
+        ended.wait(_STOP_GRACE_SECONDS)
 
 
 def _with_last_checkpoint(kind: type[GenworkerError], message: str, last: str | None) -> GenworkerError:

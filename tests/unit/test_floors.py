@@ -106,6 +106,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: (
         "training.trainer",
         "training.fit",
+        "training.controller",
         "training.worker",
         "training.network",
         "training.evaluator",

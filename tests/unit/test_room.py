@@ -103,6 +103,14 @@ def test_room_for_more_workers_is_told_once_it_stays(monkeypatch: pytest.MonkeyP
     nodes.fits = 4
     assert nodes.look(watched, 1, seconds=300) == [4]
     assert not nodes.look(watched, 0, seconds=300)  # no group has started yet
+    nodes.fits = 3
+    nodes.look(watched, 3, seconds=10)
+    watched.offer_nothing()  # one of the three will go away, and two go on
+    assert not nodes.look(watched, 2, seconds=300)
+    nodes.fits = 2
+    assert not nodes.look(watched, 2, seconds=300)
+    nodes.fits = 3
+    assert nodes.look(watched, 2, seconds=300) == [3]
 
 
 def test_ray_train_gives_up_on_places_that_it_does_not_get(monkeypatch: pytest.MonkeyPatch) -> None:
