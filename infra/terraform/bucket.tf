@@ -66,13 +66,16 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
 
   # A role that may not delete leaves the empty object with which it tried out whether create-only puts are honoured, below
   # .genworker/probe/ of the dataset. No other object of genworker is empty, and a lifecycle rule cannot match a name in
-  # the middle of a key.
+  # the middle of a key; so it is kept to where that role may write, and empty objects elsewhere stay.
   rule {
     id     = "expire-probes"
     status = "Enabled"
 
     filter {
-      object_size_less_than = 1
+      and {
+        prefix                = "datasets/"
+        object_size_less_than = 1
+      }
     }
 
     expiration {

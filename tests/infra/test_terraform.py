@@ -59,14 +59,20 @@ def test_versioning_is_a_choice(blocks: dict[str, Any]) -> None:
     assert status == '${var.versioning ? "Enabled" : "Suspended"}'
 
 
-def test_the_lifecycle_removes_what_nobody_sees(blocks: dict[str, Any]) -> None:
-    """Multiparts, empty objects and old versions go; no rule touches an object that a reader could want."""
+def test_the_lifecycle_removes_what_nobody_sees(blocks: dict[str, Any], policies: dict[str, dict[str, Any]]) -> None:
+    """Multiparts, probes and old versions go; no rule touches an object that a reader could want.
+
+    Probes stay where a role may put and not delete, and only there empty objects are taken for such.
+    """
     rules = {rule["id"]: rule for rule in blocks["resource"]["aws_s3_bucket_lifecycle_configuration"]["this"]["rule"]}
     assert all(rule["status"] == "Enabled" for rule in rules.values())
     assert 1 <= rules["abort-multiparts"]["abort_incomplete_multipart_upload"][0]["days_after_initiation"] <= 7
     expiring = {name for name, rule in rules.items() if "days" in rule.get("expiration", [{}])[0]}
     assert expiring == {"expire-probes"}
-    assert rules["expire-probes"]["filter"] == [{"object_size_less_than": 1}]
+    (limits,) = rules["expire-probes"]["filter"][0]["and"]
+    assert limits == {"prefix": "datasets/", "object_size_less_than": 1}
+    puts = [statement for statement in policies["generator"]["statement"] if "s3:PutObject" in statement["actions"]]
+    assert [arn for statement in puts for arn in statement["resources"]] == [f"{hcl.BUCKET_ARN}/{limits['prefix']}*"]
 
 
 def test_the_generator_cannot_delete_or_replace(blocks: dict[str, Any], policies: dict[str, dict[str, Any]]) -> None:
