@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -116,8 +117,8 @@ def test_progress_adds_up(tiny_bundle: str, tmp_path: Path) -> None:
     """Progress begins at nothing, counts every shard once, and ends at the whole dataset."""
     seen: list[Progress] = []
     result = generate(request_for(tiny_bundle, tmp_path / "out", num_samples=600), seen.append)
-    # A busy machine may have things to tell in between, such as a second attempt at a slow shard.
-    assert [progress.num_done for progress in seen if not progress.event] == [0, 1, 2, 3, 4]
+    # In between it is told again that nothing new is there, and on a busy machine of a second attempt at a slow shard.
+    assert [num_done for num_done, _ in itertools.groupby(progress.num_done for progress in seen)] == [0, 1, 2, 3, 4]
     assert (seen[-1].samples_done, seen[-1].samples_made) == (600, 600)
     assert seen[-1].bytes_done == result.manifest.num_bytes
 
