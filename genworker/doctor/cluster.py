@@ -13,6 +13,7 @@ import ray
 
 from genworker import cluster
 from genworker.doctor.base import Finding
+from genworker.doctor.nodes import check_nodes
 from genworker.errors import ClusterError
 
 
@@ -27,6 +28,7 @@ def check_cluster() -> Iterator[Finding]:
         with cluster.connect():
             nodes = [node for node in ray.nodes() if node["Alive"]]
             resources = ray.cluster_resources()
+            of_nodes = list(check_nodes())
     except ClusterError as err:
         yield Finding("ray", "fail", str(err), "see the message")
         return
@@ -36,6 +38,7 @@ def check_cluster() -> Iterator[Finding]:
         yield Finding("ray", "fail", seen, "no node offers a CPU to actors: add a node with CPUs, or wait for one")
     else:
         yield Finding("ray", "ok", seen)
+    yield from of_nodes
 
 
 def _authentication() -> Finding:

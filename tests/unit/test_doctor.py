@@ -15,6 +15,7 @@ from ray.exceptions import AuthenticationError
 from genworker.cli import cli
 from genworker.doctor.cluster import check_cluster
 from genworker.doctor.machine import check_machine
+from genworker.doctor.nodes import compare
 from genworker.doctor.storage import check_store
 from genworker.errors import StoreAccessError
 from genworker.stores import open_store
@@ -155,6 +156,29 @@ def test_a_token_file_that_others_can_read(no_token: Path, monkeypatch: pytest.M
     assert verdicts(check_cluster())["ray token"] == "warn"
     token.chmod(0o600)
     assert verdicts(check_cluster())["ray token"] == "ok"
+
+
+SOFTWARE = {"genworker": "1.0", "ray": "2.60.0", "torch": "2.13.0", "device": "cpu/AVX512"}
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "word"),
+    [
+        ({}, {"nodes": "ok"}, "torch 2.13.0, device cpu/AVX512"),
+        ({"torch": "2.12.0"}, {"node torch": "warn"}, "2.13.0 here; 2.12.0 on b; 2.13.0 on a"),
+        ({"genworker": "0.9"}, {"node genworker": "warn"}, "0.9 on b"),
+        ({"device": "cpu/AVX2"}, {"node devices": "warn"}, "cpu/AVX2 on b; cpu/AVX512 on a"),
+    ],
+)
+def test_nodes_that_differ(change: dict[str, str], found: dict[str, str], word: str) -> None:
+    """Versions from this machine's, processors from each other's, each with the nodes that have them."""
+    findings = list(compare(SOFTWARE, {"a": SOFTWARE, "b": SOFTWARE | change}))
+    assert verdicts(findings) == found
+    assert word in findings[0].seen
+
+
+def test_the_drivers_own_processor_does_not_count() -> None:
+    assert verdicts(compare(SOFTWARE | {"device": "cpu/AVX2"}, {"a": SOFTWARE, "b": SOFTWARE})) == {"nodes": "ok"}
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "cluster",
         "head",
         "doctor.cluster",
+        "doctor.nodes",
         "submit.jobs",
     ),
     6: ("cli.*",),
