@@ -116,7 +116,7 @@ class Request:
                     f"--env {name}: a job's environment is shown to whoever sees the cluster's dashboard; give the nodes "
                     "a role (instance profile, service account), or set the variable when the cluster is started"
                 )
-        for text in (*self.arguments, *self._variables().values(), json.dumps(self.environment)):
+        for text in (*self.arguments, *self._variables().values(), json.dumps(self.environment, default=str)):
             if _URL_WITH_PASSWORD.search(text):
                 raise UsageError(
                     f"{_URL_WITH_PASSWORD.sub('://***@', text)}: holds a URL with a password; a job's command and environment "
@@ -138,7 +138,7 @@ class Request:
                 )
 
     def _variables(self) -> dict[str, str]:
-        return {**self.environment.get("env_vars", {}), **(self.variables or {})}
+        return {**(self.environment.get("env_vars") or {}), **(self.variables or {})}
 
     def _words(self) -> list[str]:
         """The arguments, with ``--spec=FILE`` as two words."""

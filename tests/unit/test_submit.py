@@ -120,6 +120,11 @@ def test_a_runtime_environment_goes_along(spec: Path, tmp_path: Path) -> None:
     with request.packed() as (_, environment):
         assert environment.pop("env_vars") == {STOP_WAIT: "60", "A": "a", "B": "c"}
         assert environment == {"pip": ["qoi"], "excludes": ["runs"], "working_dir": str(folder)}
+    path.write_text("env_vars:\nconfig: {setup_timeout_seconds: 60}\n")
+    empty = Request("train", [], environment=read_environment(path))
+    empty.check()
+    with empty.packed() as (_, environment):
+        assert environment["env_vars"] == {STOP_WAIT: "60"}
     with pytest.raises(UsageError, match="no spec is sent along"):
         Request("train", [str(spec)], environment={"working_dir": "s3://b/code.zip"}).check()
 
