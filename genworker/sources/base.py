@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from genworker.config import Spec
 from genworker.errors import SourceError
@@ -51,14 +51,22 @@ class ResizedConfig(SourceConfig):
     channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for RGB; images are converted")
 
     def image_schema(self, num_classes: int, class_names: tuple[str, ...]) -> ImageSchema:
-        """The schema of what is read, for data with these classes."""
-        return ImageSchema(
-            channels=self.channels,
-            height=self.image_size,
-            width=self.image_size,
-            num_classes=num_classes,
-            class_names=class_names,
-        )
+        """The schema of what is read, for data with these classes; raises SourceError for more than there can be."""
+        try:
+            return ImageSchema(
+                channels=self.channels,
+                height=self.image_size,
+                width=self.image_size,
+                num_classes=num_classes,
+                class_names=class_names,
+            )
+        except ValidationError as err:
+            problem = err.errors()[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            raise SourceError(
+                f"{self.url}: its labels make num_classes {num_classes} with {len(class_names)} names: {key}: "
+                f"{problem['msg']}; labels are class numbers from 0 on"
+            ) from err
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from pydantic import Field, model_validator
 
 from genworker.config import Spec
 from genworker.errors import ObjectExistsError, ObjectMissingError, SourceError
 from genworker.sources.encoded import NUM_THREADS
-from genworker.sources.tar import members
+from genworker.sources.tar import BLOCK, members
 from genworker.sources.tar_samples import Rules, Sample, choose_rules, samples
 from genworker.stores import open_store
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 # A member larger than this is skipped by asking for the next header; smaller ones cost less than another request.
 _AHEAD_BYTES = 2**18
+_MAX_INDEX_BYTES = 2**28  # of a million shards
 
 
 class Span(NamedTuple):
@@ -44,8 +47,21 @@ class ShardIndex(Spec):
     key: str
     size: int
     spans: tuple[Span, ...]
-    largest_label: int
+    largest_label: Annotated[int, Field(ge=-1, lt=2**62)]
     headers: str
+
+    @model_validator(mode="after")
+    def _spans_lie_in_the_shard(self) -> ShardIndex:
+        position = 0
+        for span in self.spans:
+            # Every sample has a header at least.
+            if not (
+                position <= span.start < span.stop <= self.size
+                and 1 <= span.num_samples <= (span.stop - span.start) // BLOCK
+            ):
+                raise ValueError(f"{self.key} has {self.size} bytes, and no {span.num_samples} samples in {span[:2]}")
+            position = span.stop
+        return self
 
 
 class TarIndex(Spec):
@@ -165,11 +181,14 @@ def _place(url: str) -> tuple[Store, str]:
 def _load(url: str) -> TarIndex | None:
     store, name = _place(url)
     try:
-        return TarIndex.model_validate_json(store.get(name))
+        text = store.get(name, length=_MAX_INDEX_BYTES + 1)
+        if len(text) > _MAX_INDEX_BYTES:
+            raise SourceError(f"index {url}: has more than {_MAX_INDEX_BYTES} bytes, the most that is read; delete it")
+        return TarIndex.model_validate_json(text)
     except ObjectMissingError:
         return None
     except ValueError as err:
-        raise SourceError(f"index {url}: is no index of tar shards: {err}") from err
+        raise SourceError(f"index {url}: is no index of tar shards: {str(err)[:500]}; delete it") from err
 
 
 def _save(url: str, index: TarIndex) -> None:

@@ -346,3 +346,33 @@ def test_only_the_wanted_bytes_are_fetched(monkeypatch: pytest.MonkeyPatch) -> N
     fetched.clear()
     assert values(found, 5) == [5]
     assert 4_000_000 < sum(fetched) < 4_010_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spans": [[0, 10**6, 2]]}, "a.tar has [0-9]+ bytes, and no 2 samples in"),
+        ({"spans": [[-512, 512, 1]]}, "is no index of tar shards"),
+        ({"spans": [[0, 1024, 10**30]]}, "is no index of tar shards"),
+        ({"spans": [[0, 1024, 1], [0, 1024, 1]]}, "is no index of tar shards"),
+        ({"largest_label": 2**62}, "is no index of tar shards"),
+        ({"largest_label": 2**24}, "its labels make num_classes 16777217 .* less than or equal to 16777216"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_shards_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Places outside a shard, more samples than it has room for and labels beyond reason are one clean error."""
+    write_tar(tmp_path / "a.tar", pairs(1, 2))
+    index = tmp_path / "index.json"
+    source(tmp_path, index=str(index))
+    kept = json.loads(index.read_text())
+    kept["shards"][0] |= change
+    index.write_text(json.dumps(kept))
+    with pytest.raises(SourceError, match=message):
+        source(tmp_path, index=str(index))
+
+
+def test_a_label_beyond_reason_is_refused(tmp_path: Path) -> None:
+    """Without num_classes the largest label decides, and there is a largest number of classes."""
+    write_tar(tmp_path / "a.tar", [("0.png", picture(1)), ("0.cls", b"2147483647")])
+    with pytest.raises(SourceError, match="its labels make num_classes 2147483648"):
+        source(tmp_path)
