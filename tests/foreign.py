@@ -66,10 +66,14 @@ _TEMPLATES = (
 
 @dataclass(frozen=True)
 class Parser:
-    """Sound inputs, and what reads them: it returns, or raises a GenworkerError."""
+    """Sound inputs, and what reads them: it returns, or raises a GenworkerError, and takes ``max_mib`` at most.
+
+    Some 60 MiB are for what hypothesis keeps of ten thousand inputs.
+    """
 
     seeds: tuple[bytes, ...]
     parse: Callable[[bytes], object]
+    max_mib: int = 150
 
 
 @contextmanager
@@ -201,7 +205,8 @@ def _source_parser(name: str, file: str, seeds: list[bytes], **config: Any) -> P
         with _stored({file: data}) as store:
             return _opened(name, url=store.url, **config)
 
-    return Parser(tuple(seeds), parse)
+    # A picture may have 2^26 pixels, which are 200 MB.
+    return Parser(tuple(seeds), parse, max_mib=400)
 
 
 def _idx_parser(part: str, end: str = "") -> Parser:

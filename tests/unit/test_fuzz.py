@@ -22,7 +22,7 @@ def test_mutated_input_is_read_or_refused(name: str) -> None:
     assert not tally.crashes, tally.smallest
     assert tally.read + tally.refused >= num_inputs
     assert tally.refused > 0
-    assert tally.mib < fuzz.MAX_MIB
+    assert tally.mib < fuzz.parsers()[name].max_mib
 
 
 def test_what_is_no_answer_is_counted_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,8 +45,9 @@ def test_memory_that_an_input_takes_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
         if data != b"sound":
             bytearray(b"x") * 200_000_000
 
-    monkeypatch.setattr(fuzz, "parsers", lambda: {"greedy": fuzz.Parser((b"sound",), greedy)})
-    assert fuzz.fuzz("greedy", 3).mib > fuzz.MAX_MIB
+    parser = fuzz.Parser((b"sound",), greedy)
+    monkeypatch.setattr(fuzz, "parsers", lambda: {"greedy": parser})
+    assert fuzz.fuzz("greedy", 3).mib > parser.max_mib
 
 
 def test_the_benchmark_fails_with_a_crash(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +57,7 @@ def test_the_benchmark_fails_with_a_crash(monkeypatch: pytest.MonkeyPatch, capsy
     for seen, status in [
         (sound, 0),
         (sound | {"crashes": {"KeyError: 'x'": 2}}, 1),
-        (sound | {"mib": fuzz.MAX_MIB + 1.0}, 1),
+        (sound | {"mib": fuzz.parsers()["template"].max_mib + 1.0}, 1),
         ("the process ended with -6", 1),
     ]:
         monkeypatch.setattr(benchmark, "in_a_process_of_its_own", lambda *_, seen=seen: seen)

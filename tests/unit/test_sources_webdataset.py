@@ -20,6 +20,7 @@ from genworker.errors import SourceError
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.sources import tar_index
 from genworker.sources.tar import members
+from genworker.sources.tar_samples import Rules
 from genworker.sources.webdataset import WebDatasetConfig, WebDatasetSource
 from genworker.stores import open_store
 from genworker.stores.memory import MemoryStore
@@ -369,6 +370,18 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(change: dict[str, Any]
     index.write_text(json.dumps(kept))
     with pytest.raises(SourceError, match=message):
         source(tmp_path, index=str(index))
+
+
+def test_the_padding_at_the_end_may_be_missing(tmp_path: Path) -> None:
+    """A file that ends with the content of its last member has all its samples."""
+    path = write_tar(tmp_path / "a.tar", pairs(1, 2))
+    whole = path.read_bytes()
+    index = tar_index.scan(
+        open_store(str(tmp_path)), next(open_store(str(tmp_path)).list()), Rules(None, "cls", "label"), 1, labels=True
+    )
+    path.write_bytes(whole[: index.spans[-1].stop - 1])
+    for _ in range(2):  # the index is made, and read again
+        assert values(source(tmp_path, index=str(tmp_path / "index.json"))) == [1, 2]
 
 
 def test_a_label_beyond_reason_is_refused(tmp_path: Path) -> None:
