@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from genworker.bulk.plan import Task
+from genworker.bulk.progress import Event
 from genworker.bulk.records import Receipt
 from genworker.bulk.speculation import Stragglers
 from genworker.bulk.tally import Tally
@@ -101,7 +102,9 @@ class Attempts:
             if work is not None:
                 work.copies += 1
                 self._tally.count("shards_speculative")
-                self._on_event(f"{work.task.key}: {work.running[0]} takes long, so a second one begins")
+                slow = work.running[0]
+                text = f"{work.task.key}: {slow} takes long, so a second one begins"
+                self._on_event(Event(text, work.task.key, slow.number))
         if work is None:
             return None
         attempt = Attempt(work, work.failures + work.copies, time.monotonic())
@@ -154,7 +157,8 @@ class Attempts:
                 f"{work.task.key}: failed {work.failures} times, the last time with: {what}; the dataset is not "
                 "published, what was made stays: mend the cause and run the same command again"
             ) from cause
-        self._on_event(f"{work.task.key}: attempt {work.failures} of {self._max_attempts} failed: {what}")
+        text = f"{work.task.key}: attempt {work.failures} of {self._max_attempts} failed: {what}"
+        self._on_event(Event(text, work.task.key, attempt.number))
         if work.receipt is None and not work.running:
             self._again.append(work)
 

@@ -9,15 +9,29 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from genworker.bulk.plan import Plan
 from genworker.bulk.receipt_table import ReceiptTable
 from genworker.bulk.records import Receipt
 
 
+class Event(str):
+    """A line about something that went wrong and was dealt with, and where known the shard's key and the attempt at it."""
+
+    shard: str | None
+    attempt: int | None
+
+    def __new__(cls, text: str, shard: str | None = None, attempt: int | None = None) -> Self:
+        """A line with what it is about."""
+        event = super().__new__(cls, text)
+        event.shard, event.attempt = shard, attempt
+        return event
+
+
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is. ``event`` is a line about something that went wrong and was dealt with, or empty."""
+    """How far a job is. ``event`` is what was just told, see `Event`, or empty."""
 
     num_shards: int
     num_done: int

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from genworker.bulk.progress import Event
 from genworker.report.names import duration, headlines, number
 
 if TYPE_CHECKING:
@@ -40,9 +41,17 @@ class Display:
     """A progress bar on a terminal, lines elsewhere (a job's log); ``clock`` gives seconds and decides when one is due."""
 
     def __init__(
-        self, title: str, total: int, unit: str, note: str = "", *, clock: Callable[[], float] = time.monotonic
+        self,
+        title: str,
+        total: int,
+        unit: str,
+        note: str = "",
+        *,
+        run_id: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title, self._total, self._unit, self._clock = title, total, unit, clock
+        self._run_id = run_id
         self._live = console.is_terminal
         self._last_line = -math.inf
         self._ended = False
@@ -116,8 +125,9 @@ class Display:
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "job": self._title,
+            "run_id": self._run_id,
             "event": "warning" if progress.event else kind,
-            **({"message": progress.event} if progress.event else {}),
+            **_told(progress.event),
             "plan_id": progress.plan_id,
             "shards_done": progress.num_done,
             "num_shards": progress.num_shards,
@@ -137,6 +147,14 @@ class Display:
         """Show the display inside the block."""
         with self._progress:
             yield self
+
+
+def _told(event: str) -> dict[str, Any]:
+    """What a line of a log says of an event: the message, and the shard and attempt that it is about."""
+    about = {"shard": event.shard, "attempt": event.attempt} if isinstance(event, Event) else {}
+    return (
+        {"message": str(event), **{name: value for name, value in about.items() if value is not None}} if event else {}
+    )
 
 
 def size(num_bytes: float) -> str:

@@ -174,6 +174,7 @@ def generate(
         "generate",
         name=None if spec_file is None else Path(spec_file).stem,
         date=date.date() if date else None,
+        run_id=run_id,
         lineage=lineage,
     )
     if as_json:

@@ -54,15 +54,16 @@ def run_generation(
     *,
     name: str | None = None,
     date: datetime.date | None = None,
+    run_id: str | None = None,
     lineage: str | None = None,
 ) -> JobResult:
-    """Generate with a live display.
+    """Generate with a live display; its log names the run by ``run_id``, or by an id that all tries at one output share.
 
     Lineage events call the job by ``name``, say that it is that of ``date``, and go to ``lineage``, see
     `genworker.lineage.sender.follow`.
     """
-    display = Display(title, spec.num_samples, "samples", note="starting Ray")
     job = jobs.generation(spec, name, date)
+    display = Display(title, spec.num_samples, "samples", note="starting Ray", run_id=run_id or job.resume_id)
     latest = Progress(num_shards=0, num_done=0, samples_done=0, bytes_done=0, samples_made=0, making_seconds=0.0)
 
     def on_progress(progress: Progress) -> None:

@@ -49,7 +49,9 @@ def backfill(
             continue
         from genworker.cli.live import run_generation
 
-        result = run_generation(run, f"generate {date}", name=Path(spec).stem, date=date, lineage=lineage)
+        result = run_generation(
+            run, f"generate {date}", name=Path(spec).stem, date=date, run_id=run_id, lineage=lineage
+        )
         made += result.samples_made > 0
         click.echo(f"{date}  {run.out}  {'made' if result.samples_made else 'published'}")
     click.echo(f"{'missing' if dry_run else 'made'}: {made} of {len(runs)} runs")

@@ -10,7 +10,7 @@ import pytest
 from genworker.bulk.attempts import Attempt, Attempts
 from genworker.bulk.capacity import START_SECONDS, Capacity, Patience, fixed
 from genworker.bulk.plan import Task
-from genworker.bulk.progress import Progress
+from genworker.bulk.progress import Event, Progress
 from genworker.bulk.request import GenerateSpec
 from genworker.bulk.speculation import Stragglers
 from genworker.bulk.stages import StageSeconds
@@ -276,3 +276,15 @@ def test_giving_out_costs_the_same_with_many_tasks() -> None:
         attempt = take(attempts)
         attempts.succeeded(attempt, receipt_of(attempt))
     assert time.process_time() - started < 1.0
+
+
+def test_what_is_told_of_an_attempt_names_it() -> None:
+    """A failure and a suspicion are told with the shard and the number of the attempt."""
+    attempts, _, events = attempts_at(1, AlwaysSlow())
+    take(attempts)
+    second = take(attempts, "b")
+    attempts.failed(second, StoreError("no"))
+    assert [(event.shard, event.attempt) for event in events if isinstance(event, Event)] == [
+        ("data/shard-0", 0),
+        ("data/shard-0", 1),
+    ]

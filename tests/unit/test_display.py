@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from genworker.bulk.progress import Progress, Reporter
+from genworker.bulk.progress import Event, Progress, Reporter
 from genworker.cli import display
 from genworker.cli.display import Display
 
@@ -43,6 +43,18 @@ def test_events_and_the_end_are_told_at_once_and_once(capsys: pytest.CaptureFixt
         shown.on_job(progress)
     told = [(line["event"], line["shards_done"], line.get("message")) for line in lines(capsys)]
     assert told == [("starting", 0, None), ("warning", 2, "an actor died"), ("progress", 8, None)]
+
+
+def test_lines_carry_run_shard_and_attempt(capsys: pytest.CaptureFixture[str]) -> None:
+    """A failed attempt can be found by fields, not only by its text; what concerns no shard has none."""
+    shown = Display("generate", 80, "samples", run_id="nightly-7", clock=lambda: 100.0)
+    shown.on_job(replace(PROGRESS, event=Event("data/a: attempt 1 of 3 failed: no", "data/a", 0)))
+    shown.on_job(replace(PROGRESS, event="an actor died"))
+    failed, died = lines(capsys)
+    assert (failed["run_id"], failed["shard"], failed["attempt"]) == ("nightly-7", "data/a", 0)
+    assert failed["message"] == "data/a: attempt 1 of 3 failed: no"
+    assert died["run_id"] == "nightly-7"
+    assert not {"shard", "attempt"} & set(died)
 
 
 def test_a_terminal_shows_ticks_too(monkeypatch: pytest.MonkeyPatch) -> None:
