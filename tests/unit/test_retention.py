@@ -65,6 +65,7 @@ def test_the_newest_stay(root: str) -> None:
     assert [doomed.name for doomed in find_old(store, 3)] == DAYS[:1]
     assert [doomed.name for doomed in find_old(store, 2)] == DAYS[:2]
     assert [doomed.name for doomed in find_old(store, 9)] == []
+    assert [doomed.name for doomed in find_old(store, 3, "age")] == DAYS[3:]
     before = {info.key for info in store.list()}
     listed = CliRunner().invoke(cli, ["retain", root, "--keep", "1"])
     assert listed.exit_code == 0
