@@ -125,7 +125,9 @@ def load_spec(
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise UsageError(f"--set {override!r}: write it as key=value, for example --set training.batch_size=128")
-        value = _read_yaml(text, f"--set {_shown(override)}: the value")
+        # To YAML a template without quotes would be a mapping within a mapping.
+        is_template = text.lstrip().startswith("{{")
+        value = text if is_template else _read_yaml(text, f"--set {_shown(override)}: the value")
         _assign(values, key.split("."), value, override)
     for key, value in flags.items():
         if value is not None:

@@ -125,6 +125,12 @@ def test_a_template_may_reckon_with_dates(spec_file: str, seed: str, expected: i
     )
 
 
+def test_a_template_may_be_a_whole_value(spec_file: str) -> None:
+    """Without quotes of its own, though to YAML it would be a mapping within a mapping."""
+    run = load_run(spec_file, ["seed={{ date.toordinal() }}", "out={{ run_id }}"], date=MONDAY, run_id="gan-7")
+    assert (run.seed, run.out) == (MONDAY.toordinal(), "gan-7")
+
+
 @pytest.mark.parametrize("run_id", ["", "a/b", "..", "a b", "x" * 65, "a\n"])
 def test_a_run_id_is_a_name(spec_file: str, run_id: str) -> None:
     with pytest.raises(UsageError, match="becomes part of a URL"):
