@@ -19,7 +19,7 @@ from tests.benchmarks.generate.tables import cpu, ratios, show, summary
 def main() -> None:
     """Run as a program."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=[*MODELS, "all"], default="28x28x1")
+    parser.add_argument("--model", choices=[*MODELS, "all"], default="all")
     parser.add_argument("--bundle", help="URL of a trained bundle with classes, instead of an untrained generator")
     parser.add_argument("--samples", type=int, help="default: by model")
     parser.add_argument("--rounds", type=int, default=3)
