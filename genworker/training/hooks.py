@@ -32,8 +32,12 @@ class Hooks:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: ``finished`` is False when it was asked to stop; it can be resumed."""
+    """How a run ended: ``finished`` is False when it was asked to stop; it can be resumed.
+
+    ``evaluations_told`` is the images seen at the newest evaluation that the callbacks know.
+    """
 
     finished: bool
     images_seen: int
     metrics: Metrics
+    evaluations_told: int = -1

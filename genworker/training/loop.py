@@ -96,7 +96,8 @@ class _Run:
         finished = self.images_seen >= self.spec.training.images
         if finished and self.recorder is not None:
             pack_bundle(self.trainer, self.source, self.metrics).save(self.store, BUNDLE_PREFIX)
-        return TrainResult(finished, self.images_seen, self.metrics)
+        told = self.recorder.evaluations_told if self.recorder is not None else -1
+        return TrainResult(finished, self.images_seen, self.metrics, told)
 
     def close(self) -> None:
         """End the threads."""

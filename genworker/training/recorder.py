@@ -40,7 +40,11 @@ DIVERGED_PREFIX = "diverged/"  # reports that a rollback took back
 
 
 class Recorder:
-    """The files of one run, from where it starts or resumes."""
+    """The files of one run, from where it starts or resumes.
+
+    Attributes:
+        evaluations_told: images seen at the newest evaluation that was handed to the callbacks here, or -1.
+    """
 
     def __init__(
         self,
@@ -58,7 +62,8 @@ class Recorder:
         environment.append(_environment(trainer))
         environment.flush()
         self._callbacks = CallbackGroup(spec.training.callbacks, store, spec, images_seen, on_event)
-        self._told_evaluations = images_seen
+        self._looked_at = images_seen
+        self.evaluations_told = -1
         resumed = checkpoint.key_of(images_seen) if images_seen else None
         self._uploader = Uploader(
             store,
@@ -143,7 +148,8 @@ class Recorder:
         for line in read_evaluations(self._store, after=counters.images_seen):
             self._store.delete(evaluation_key(line["images_seen"]))
         take_best_back(self._store, self._spec, trainer.family.schema, counters.images_seen)
-        self._told_evaluations = min(self._told_evaluations, counters.images_seen)
+        self._looked_at = min(self._looked_at, counters.images_seen)
+        self.evaluations_told = min(self.evaluations_told, counters.images_seen)
         dropped = self._metrics.text()
         self._store.put(f"{DIVERGED_PREFIX}metrics-{counters.rollbacks}.jsonl", dropped, overwrite=True)
         self._metrics.cut(counters.images_seen)
@@ -154,9 +160,9 @@ class Recorder:
 
     def _tell_evaluations(self) -> None:
         """Hand what was measured beside training since the last checkpoint to the callbacks."""
-        for line in read_evaluations(self._store, after=self._told_evaluations):
+        for line in read_evaluations(self._store, after=self._looked_at):
             self._callbacks.on_evaluation(line["images_seen"], line["metrics"])
-            self._told_evaluations = line["images_seen"]
+            self._looked_at = self.evaluations_told = line["images_seen"]
 
 
 def _environment(trainer: Trainer) -> dict[str, Any]:

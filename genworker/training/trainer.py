@@ -66,8 +66,9 @@ def train(
                 room.offer_nothing()
             ray.get(board.go_on.remote())
         if standing.error is None and "value" in outcome:
-            finished = outcome["value"]["result"]["finished"]
-            _tell(spec, store, evaluator.finish(standing.last_checkpoint if finished else None), on_event)
+            result = TrainResult(**outcome["value"]["result"])
+            measured = evaluator.finish(standing.last_checkpoint if result.finished else None)
+            _tell(spec, store, measured, result.evaluations_told, on_event)
     if standing.error is not None:
         raise _with_last_checkpoint(*standing.error, standing.last_checkpoint)
     if "error" in outcome:
@@ -92,8 +93,9 @@ def _goes_on(outcome: dict[str, Any], *, resized: bool) -> bool:
     return value is not None and (value["preempted"] or (resized and not value["result"]["finished"]))
 
 
-def _tell(spec: TrainSpec, store: Store, measured: list[str], on_event: Callable[[str], None]) -> None:
-    """Hand evaluations that ended after training to the callbacks, which rank 0 cannot do any more."""
+def _tell(spec: TrainSpec, store: Store, measured: list[str], told: int, on_event: Callable[[str], None]) -> None:
+    """Hand evaluations that ended after training to the callbacks, which rank 0 cannot do any more; not those it ``told``."""
+    measured = [key for key in measured if checkpoint.images_of(key) > told]
     if not measured:
         return
     callbacks = CallbackGroup(spec.training.callbacks, store, spec, checkpoint.images_of(measured[-1]), on_event)
