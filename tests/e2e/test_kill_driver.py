@@ -18,7 +18,7 @@ from tests.processes import running
 if TYPE_CHECKING:
     from tests.processes import Program
 
-NUM_SAMPLES, NUM_SHARDS = 9_000, 60
+NUM_SAMPLES, NUM_SHARDS = 18_000, 120
 
 
 def command(bundle: str, out: Path) -> list[str]:
@@ -44,7 +44,7 @@ def undisturbed(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> d
     # With this mode and no token Ray would write one; other runs of this file set nothing.
     with running(command(tiny_bundle, folder / "out"), folder, {"RAY_AUTH_MODE": "token"}) as program:
         assert program.wait() == 0, program.stderr
-    assert f"published: {folder / 'out'}, 9,000 samples in 60 shards" in program.stdout
+    assert f"published: {folder / 'out'}, 18,000 samples in 120 shards" in program.stdout
     check_left_without_credentials(program)
     return published_digests(str(folder / "out"))
 

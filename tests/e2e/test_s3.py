@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.servers import S3Server
 
-NUM_SAMPLES, NUM_SHARDS = 6_000, 40
+NUM_SAMPLES, NUM_SHARDS = 15_000, 100
 WRONG_SECRET = "wrong-secret-0123456789"  # noqa: S105
 
 
@@ -71,13 +71,13 @@ def test_a_killed_driver_on_s3(
 
     second = run(command(bundle, out), tmp_path, server.environment)
     assert second.process.returncode == 0, second.stderr
-    assert f"published: {out}, 6,000 samples in 40 shards" in second.stdout
+    assert f"published: {out}, 15,000 samples in 100 shards" in second.stdout
     assert f"made:      {(NUM_SHARDS - len(kept)) * NUM_SAMPLES // NUM_SHARDS:,} samples" in second.stdout
     assert published_digests(out) == reference
 
     check = run(["genworker", "verify", out, "--resample", "2"], tmp_path, server.environment)
     assert check.process.returncode == 0, check.stdout + check.stderr
-    assert "ok: 6,000 samples in 40 shards, 2 of them remade with equal bytes" in check.stdout
+    assert "ok: 15,000 samples in 100 shards, 2 of them remade with equal bytes" in check.stdout
 
     assert_read_alike_without_genworker(server, bucket, out)
     printed = "".join(program.stdout + program.stderr for program in (first, second, check))

@@ -96,7 +96,8 @@ def test_more_damage_is_worse(damage: str, kind: str) -> None:
         if number in steps[0]:
             sign = -1 if metrics.higher_is_better(number) else 1
             values = sign * np.array([found[number] for found in steps])
-            assert np.all(np.diff(values) >= 0), f"{number}: {values}"  # a share may have reached 0 before
+            # A share may have reached 0 before; a hundredth is noise, whose sign depends on the processor.
+            assert np.all(np.diff(values) >= -0.01 * (values[-1] - values[0])), f"{number}: {values}"
             assert values[-1] > values[0], f"{number}: {values}"
 
 
