@@ -6,8 +6,6 @@ Run as a program, this file is one of the workers: it writes the gradients of ev
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +20,7 @@ from genworker.families.gan_losses import LOSSES
 from genworker.training.loader import Loader, rank_slice
 from genworker.training.step import Meter, Trainer
 from tests.fakes import models
+from tests.ranks import run_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -154,21 +153,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compute(folder: Path) -> None:
     """Write the gradients of every case, worker and group size below ``folder``, by as many processes as the largest has."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(max(WORLD_SIZES))
-    ]
-    try:
-        for worker in workers:
-            _, errors = worker.communicate(timeout=600)
-            assert worker.returncode == 0, errors[-4000:]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+    run_ranks(__file__, folder, max(WORLD_SIZES))
 
 
 def load(folder: Path, name: str, world_size: int, rank: int = 0) -> dict[str, Tensor]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import subprocess
 import sys
 import time
 import uuid
@@ -29,6 +27,7 @@ from genworker.training.resume import resume
 from genworker.training.step import Meter, Trainer
 from tests.fakes import models
 from tests.fakes.losses import wrap_losses
+from tests.ranks import run_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,21 +155,7 @@ def work(rank: int, folder: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each scenario gave, by rank."""
     folder = tmp_path_factory.mktemp("two-workers")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        for worker in workers:
-            _, errors = worker.communicate(timeout=600)
-            assert worker.returncode == 0, errors[-4000:]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.communicate()
+    run_ranks(__file__, folder, 2)
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
