@@ -135,17 +135,17 @@ def load_spec(
     return cls.parse(fill_in(values), origin=f"spec {path}")
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises UsageError when it is not YAML, or not a mapping."""
+def read_mapping(path: Path, what: str = "spec") -> dict[str, Any]:
+    """The keys and values of a YAML file, ``what`` it is for messages. Raises UsageError when it is no mapping in YAML."""
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MAX_YAML_CHARACTERS + 1)
     except (UnicodeDecodeError, OSError) as err:
-        raise UsageError(f"spec {path}: cannot be read as YAML: {err}") from err
-    values = _read_yaml(text, f"spec {path}: the file")
+        raise UsageError(f"{what} {path}: cannot be read as YAML: {err}") from err
+    values = _read_yaml(text, f"{what} {path}: the file")
     if not isinstance(values, dict):
         raise UsageError(
-            f"spec {path}: holds a {type(values).__name__} at the top; a spec is a mapping of keys to values"
+            f"{what} {path}: holds a {type(values).__name__} at the top; it has to be a mapping of keys to values"
         )
     return values
 

@@ -17,12 +17,12 @@ from genworker.bulk.records import Receipt
 
 
 class Event(str):
-    """A line about something that went wrong and was dealt with, and where known the shard's key and the attempt at it."""
+    """A line about an attempt at a shard that went wrong and was dealt with, with the shard's key and the attempt's number."""
 
-    shard: str | None
-    attempt: int | None
+    shard: str
+    attempt: int
 
-    def __new__(cls, text: str, shard: str | None = None, attempt: int | None = None) -> Self:
+    def __new__(cls, text: str, shard: str, attempt: int) -> Self:
         """A line with what it is about."""
         event = super().__new__(cls, text)
         event.shard, event.attempt = shard, attempt

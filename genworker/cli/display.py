@@ -150,11 +150,10 @@ class Display:
 
 
 def _told(event: str) -> dict[str, Any]:
-    """What a line of a log says of an event: the message, and the shard and attempt that it is about."""
-    about = {"shard": event.shard, "attempt": event.attempt} if isinstance(event, Event) else {}
-    return (
-        {"message": str(event), **{name: value for name, value in about.items() if value is not None}} if event else {}
-    )
+    """What a line of a log says of an event: the message, and of an attempt its shard and number."""
+    if isinstance(event, Event):
+        return {"message": str(event), "shard": event.shard, "attempt": event.attempt}
+    return {"message": event} if event else {}
 
 
 def size(num_bytes: float) -> str:

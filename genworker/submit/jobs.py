@@ -15,11 +15,11 @@ from typing import Any
 import aiohttp
 import ray
 import requests
-import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.runtime_env import RuntimeEnv
 
+from genworker.config import read_mapping
 from genworker.errors import ClusterError, UsageError
 from genworker.submit.request import Request
 
@@ -34,15 +34,13 @@ def read_environment(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is none, or Ray refuses a key or value.
     """
+    values = read_mapping(path, "--runtime-env")
+    if unknown := values.keys() - RuntimeEnv.known_fields:
+        known = ", ".join(sorted(name for name in RuntimeEnv.known_fields if not name.startswith("_")))
+        raise UsageError(f"--runtime-env {path}: unknown key {min(map(str, unknown))!r}; known keys: {known}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise UsageError(f"--runtime-env {path}: holds a {type(values).__name__} at the top, not keys with values")
-        if unknown := values.keys() - RuntimeEnv.known_fields:
-            known = ", ".join(sorted(name for name in RuntimeEnv.known_fields if not name.startswith("_")))
-            raise UsageError(f"--runtime-env {path}: unknown key {min(map(str, unknown))!r}; known keys: {known}")
         RuntimeEnv(**values)
-    except (yaml.YAMLError, OSError, TypeError, ValueError) as err:
+    except (TypeError, ValueError) as err:
         raise UsageError(f"--runtime-env {path}: {err}") from err
     return values
 
