@@ -27,7 +27,7 @@ from genworker.errors import ClusterError
 
 _SECONDS_BETWEEN_MESSAGES = 15.0
 _POLL_SECONDS = 0.5
-_NODE_ID = "ray.io/node-id"  # a label that every node has
+NODE_ID = "ray.io/node-id"  # a label that every node has
 _MIN_LOCAL_CPUS = 2  # two workers are the least that shows data-parallel work, on one core too
 
 # Freed buffers of convolutions stay in the process instead of being unmapped and faulted in again; measured 1.4-1.9 times
@@ -122,7 +122,7 @@ def actor_options(
 
     It is on none of the nodes whose ids are ``not_on``, unless ``node_labels`` ask for a node by id.
     """
-    elsewhere = {_NODE_ID: f"!in({','.join(sorted(not_on))})"} if not_on else {}
+    elsewhere = {NODE_ID: f"!in({','.join(sorted(not_on))})"} if not_on else {}
     selector = elsewhere | dict(node_labels or {})
     return {
         **({"label_selector": selector} if selector else {}),
@@ -138,7 +138,7 @@ def actor_options(
 def beside_driver(cls: type) -> Any:
     """``cls`` as an actor that needs nothing and lives on the driver's node, so that no other node takes it along."""
     node = ray.get_runtime_context().get_node_id()
-    return ray.remote(cls).options(num_cpus=0, label_selector={_NODE_ID: node})
+    return ray.remote(cls).options(num_cpus=0, label_selector={NODE_ID: node})
 
 
 def room(options: dict[str, Any], not_on: Collection[str] = ()) -> int:
@@ -147,12 +147,12 @@ def room(options: dict[str, Any], not_on: Collection[str] = ()) -> int:
     # A hair more, because three times a third of a GPU is a whole one.
     return sum(
         min(int(node["Resources"].get(name, 0) / need + 1e-6) for name, need in needs.items() if need)
-        for node in _nodes(options.get("label_selector", {}), not_on)
+        for node in nodes(options.get("label_selector", {}), not_on)
     )
 
 
-def _nodes(labels: Mapping[str, str], not_on: Collection[str] = ()) -> list[dict[str, Any]]:
-    """The nodes that are alive and have these labels, without those whose ids are ``not_on``."""
+def nodes(labels: Mapping[str, str], not_on: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The nodes that are alive and have these labels, without those whose ids are ``not_on``, as Ray describes them."""
     alive = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in not_on)
     return [node for node in alive if labels.items() <= node["Labels"].items()]
 
@@ -165,11 +165,11 @@ def describe(options: dict[str, Any], not_on: Collection[str] = ()) -> str:
 
 
 def _inventory(labels: Mapping[str, str], not_on: Collection[str]) -> str:
-    nodes = _nodes(labels, not_on)
-    cpus, gpus = (sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    there = nodes(labels, not_on)
+    cpus, gpus = (sum(node["Resources"].get(name, 0) for node in there) for name in ("CPU", "GPU"))
     kind = f" labelled {', '.join(f'{key}={value}' for key, value in labels.items())}" if labels else ""
     without = f", without {len(not_on)} that were left out" if not_on else ""
-    return f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes{kind}{without}"
+    return f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(there)} nodes{kind}{without}"
 
 
 def await_workers(

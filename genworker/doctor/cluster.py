@@ -26,7 +26,7 @@ def check_cluster() -> Iterator[Finding]:
         return
     try:
         with cluster.connect():
-            nodes = [node for node in ray.nodes() if node["Alive"]]
+            nodes = cluster.nodes({})
             resources = ray.cluster_resources()
             of_nodes = list(check_nodes())
     except ClusterError as err:

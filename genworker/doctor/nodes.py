@@ -12,6 +12,7 @@ import torch
 from ray.exceptions import RayError
 
 import genworker
+from genworker import cluster
 from genworker.device import device_class, pick_device
 from genworker.doctor.base import Finding
 
@@ -22,12 +23,10 @@ _DEVICE = "device"
 def check_nodes() -> Iterator[Finding]:
     """Yield findings about the nodes of the cluster that this process has joined."""
     asked = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            where = {"ray.io/node-id": node["NodeID"]}
-            options = {"num_cpus": 0, "max_retries": 0, "label_selector": where}
-            name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
-            asked[name] = ray.remote(software).options(**options).remote()
+    for node in cluster.nodes({}):
+        options = {"num_cpus": 0, "max_retries": 0, "label_selector": {cluster.NODE_ID: node["NodeID"]}}
+        name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+        asked[name] = ray.remote(software).options(**options).remote()
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_SECONDS)
     answers: dict[str, dict[str, str]] = {}
     for name, reference in asked.items():

@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 
+from genworker import cluster
 from genworker.device import pick_device
 from genworker.errors import GenworkerError, ObjectMissingError
 from genworker.training import checkpoint
@@ -133,9 +134,7 @@ class Evaluator:
     def _start(self, key: str, workers: int | None = None) -> None:
         resources = self._spec.resources
         labels = resources.node_labels  # other nodes may not be allowed to write to the run
-        nodes = [
-            node["Resources"] for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()
-        ]
+        nodes = [node["Resources"] for node in cluster.nodes(labels)]
         share = share_of(nodes, resources, workers=resources.most_workers if workers is None else workers)
         task = ray.remote(_measure).options(
             num_cpus=share.cpus, num_gpus=int(share.gpu), max_retries=1, label_selector=dict(labels) or None

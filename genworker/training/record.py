@@ -131,8 +131,7 @@ def evaluation_key(images_seen: int) -> str:
 
 def read_evaluations(store: Store, after: int = -1) -> list[dict[str, Any]]:
     """The evaluations of a run beyond ``after`` images, in order; each holds ``images_seen`` and ``metrics``."""
-    keys = [info.key for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")]
-    return [json.loads(store.get(key)) for key in keys if _images_of(key) > after]
+    return [json.loads(store.get(key)) for key in _evaluation_keys(store) if _images_of(key) > after]
 
 
 def was_taken_back(store: Store, images_seen: int, rollbacks: int) -> bool:
@@ -144,9 +143,11 @@ def was_taken_back(store: Store, images_seen: int, rollbacks: int) -> bool:
 
 def last_evaluated(store: Store) -> int:
     """Images seen at the newest evaluation of a run, or -1."""
-    return max(
-        (_images_of(info.key) for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")), default=-1
-    )
+    return max(map(_images_of, _evaluation_keys(store)), default=-1)
+
+
+def _evaluation_keys(store: Store) -> list[str]:
+    return [info.key for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")]
 
 
 def _images_of(key: str) -> int:

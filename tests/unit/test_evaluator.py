@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import ray
 
+from genworker import cluster
 from genworker.training import evaluator
 from genworker.training.checkpoint import images_of, key_of
 from genworker.training.evaluator import Evaluator, Share, share_of
@@ -35,7 +36,8 @@ class FakeRay:
         return self
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": alive, "Labels": {}, "Resources": {"CPU": 4.0, "GPU": 1.0}} for alive in (True, False)]
+        resources = {"CPU": 4.0, "GPU": 1.0}
+        return [{"Alive": alive, "NodeID": "a", "Labels": {}, "Resources": resources} for alive in (True, False)]
 
     def wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         del timeout
@@ -50,6 +52,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     """In place of Ray."""
     made = FakeRay()
     monkeypatch.setattr(evaluator, "ray", made)
+    monkeypatch.setattr(cluster, "ray", made)
     return made
 
 
