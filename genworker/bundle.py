@@ -21,6 +21,7 @@ from genworker.errors import BundleError, ObjectMissingError
 from genworker.families import AnyFamilyConfig
 from genworker.families.base import FamilyConfig, Generator, Scorer
 from genworker.families.weights import from_bytes, to_bytes
+from genworker.metrics.cards import Measured
 from genworker.schema import ImageSchema
 from genworker.stores.base import Store
 
@@ -37,7 +38,8 @@ class Lineage(Spec):
     source_digest: str = ""
     spec: dict[str, Any] = Field(default_factory=dict, description="the training spec, resolved")
     images_seen: Annotated[int, Field(ge=0)] = 0
-    metrics: dict[str, float] = Field(default_factory=dict, description="last metrics of the run")
+    metrics: dict[str, float] = Field(default_factory=dict, description="of training: the last report of the run")
+    evaluation: Measured | None = Field(None, description="of exactly these weights, where the run has one")
     versions: dict[str, str] = Field(default_factory=dict)
     created: str = Field("", description="UTC, ISO 8601")
 
@@ -70,6 +72,10 @@ class BundleInfo(Spec):
     def digest(self) -> str:
         """SHA-256 (hex) over everything that decides what the bundle computes."""
         return digest_of(self.model_dump(mode="json", exclude={"lineage", "scorer"}))
+
+    def evaluated(self, evaluation: Measured) -> BundleInfo:
+        """The same bundle, whose lineage holds ``evaluation``."""
+        return self.model_copy(update={"lineage": self.lineage.model_copy(update={"evaluation": evaluation})})
 
 
 class Bundle:
@@ -178,7 +184,12 @@ class Bundle:
         store.put(prefix + WEIGHTS_KEY, self._weights, overwrite=True)
         if self._scorer is not None:
             store.put(prefix + SCORER_KEY, self._scorer, overwrite=True)
-        store.put(prefix + BUNDLE_KEY, info.model_dump_json(indent=2).encode(), overwrite=True)
+        save_info(info, store, prefix)
+
+
+def save_info(info: BundleInfo, store: Store, prefix: str = "") -> None:
+    """Replace bundle.json below ``prefix``; the weights that it vouches for have to be there."""
+    store.put(prefix + BUNDLE_KEY, info.model_dump_json(indent=2).encode(), overwrite=True)
 
 
 def load_info(store: Store, prefix: str = "") -> BundleInfo:

@@ -5,17 +5,21 @@ In: a store. Out: `Published`, in the order of the keys. It opens no shard and c
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import ValidationError
 
 from genworker import bundle as bundles
 from genworker.bulk.plan import BUNDLE_PREFIX, MANIFEST_KEY, PLAN_KEY, SUCCESS_KEY
 from genworker.bulk.records import Manifest, Success
+from genworker.bundle import Lineage
 from genworker.errors import BundleError, DatasetError, ObjectMissingError
+from genworker.metrics.cards import Measured
 from genworker.stores.base import ObjectInfo, Store
 
 
@@ -28,7 +32,8 @@ class Published:
         published: seconds since the epoch.
         manifest_sha256: what vouches for every byte of it.
         bundle_digest: of the model.
-        quality: metrics of the run that made the model, where its bundle tells any.
+        evaluation: of exactly the weights that made it, with its cards, where their bundle holds one.
+        training: the last report of the run that made the model, losses above all, where its bundle tells it.
     """
 
     name: str
@@ -41,7 +46,18 @@ class Published:
     manifest_sha256: str
     bundle_digest: str
     family: str
-    quality: dict[str, float] = field(default_factory=dict)
+    evaluation: Measured | None = None
+    training: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def quality(self) -> dict[str, float]:
+        """The finite numbers of the evaluation; empty where there is none, because losses say nothing of it."""
+        return self.evaluation.finite if self.evaluation else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        evaluation = self.evaluation.model_dump(mode="json") if self.evaluation else None
+        return dataclasses.asdict(self) | {"quality": self.quality, "evaluation": evaluation}
 
 
 def places(objects: Iterable[ObjectInfo], key: str) -> dict[str, ObjectInfo]:
@@ -83,11 +99,10 @@ def _read(store: Store, place: str, marker: ObjectInfo) -> Published:
         raise DatasetError(
             f"{url}/{MANIFEST_KEY}: has SHA-256 {digest}, {SUCCESS_KEY} vouches for {vouched}; it was changed"
         )
-    family, quality = "", {}
+    family, lineage = "", Lineage()
     try:
         info = bundles.load_info(store, place + BUNDLE_PREFIX)
-        family = info.family.name
-        quality = {name: value for name, value in info.lineage.metrics.items() if math.isfinite(value)}
+        family, lineage = info.family.name, info.lineage
     except BundleError:
         pass  # the dataset stands without its model; only its catalogue line is shorter
     return Published(
@@ -101,5 +116,6 @@ def _read(store: Store, place: str, marker: ObjectInfo) -> Published:
         manifest_sha256=digest,
         bundle_digest=manifest.plan.bundle_digest,
         family=family,
-        quality=quality,
+        evaluation=lineage.evaluation,
+        training={name: value for name, value in lineage.metrics.items() if math.isfinite(value)},
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from genworker.cli.options import DATE, LINEAGE
+
+if TYPE_CHECKING:
+    from genworker.bulk.catalog import Published
 
 
 @click.command()
@@ -61,20 +64,22 @@ def backfill(
 @click.argument("url")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def catalog(url: str, as_json: bool) -> None:
-    """List the published datasets below URL: size, digest, model, quality and age of each."""
+    """List the published datasets below URL: size, digest, model, quality and age of each.
+
+    Quality is what the evaluation of exactly these weights says; a model without one shows its last training report instead.
+    """
     from genworker.bulk.catalog import read_catalog
     from genworker.cli.display import size
-    from genworker.report.names import duration, headlines
+    from genworker.report.names import duration
     from genworker.stores import open_store
 
     published, unfinished = read_catalog(open_store(url))
     now = time.time()
     if as_json:
-        lines = [dataclasses.asdict(run) | {"age_seconds": round(now - run.published, 1)} for run in published]
+        lines = [run.to_json() | {"age_seconds": round(now - run.published, 1)} for run in published]
         click.echo(json.dumps({"published": lines, "unfinished": unfinished}, indent=2))
         return
     for run in published:
-        quality = " ".join(f"{name} {value}" for name, value in headlines(run.quality).items())
         cells = [
             run.name or run.url,
             f"{run.num_samples:,} samples",
@@ -82,13 +87,25 @@ def catalog(url: str, as_json: bool) -> None:
             size(run.num_bytes),
             f"manifest {run.manifest_sha256[:12]}",
             f"{run.family or 'model'} {run.bundle_digest[:12]}",
-            quality or "-",
+            _quality(run),
             f"{duration(max(0.0, now - run.published))} ago",
         ]
         click.echo("  ".join(cells))
     for name in unfinished:
         click.echo(f"{name or url}  not finished; `genworker status` says more", err=True)
     click.echo(f"published: {len(published)} datasets, {size(sum(run.num_bytes for run in published))}")
+
+
+def _quality(run: Published) -> str:
+    """The numbers of the evaluation, and whose features they compare; without one, of training, which says so."""
+    from genworker.report.names import headlines, number
+
+    if run.evaluation is not None:
+        made_with = {card.extractor: None for card in run.evaluation.cards.values() if card.extractor != "none"}
+        features = f" (features of {', '.join(made_with)})" if made_with else ""
+        return " ".join(f"{name} {number(value)}" for name, value in run.quality.items()) + features
+    training = " ".join(f"{name} {value}" for name, value in headlines(run.training).items())
+    return f"not evaluated (training: {training})" if training else "-"
 
 
 @click.command()

@@ -33,6 +33,27 @@ class Card(Spec):
     settings: dict[str, Any] = Field(default_factory=dict, description="of the metric")
 
 
+class Measured(Spec):
+    """An evaluation as it is kept with the weights that it is of."""
+
+    images_seen: Annotated[int, Field(ge=0)] = Field(description="by the weights")
+    metrics: dict[str, float | None] = Field(description="numbers by name, null where not finite")
+    floor: dict[str, float | None] = Field(
+        default_factory=dict, description="the same of real training images, in place of generated ones"
+    )
+    cards: dict[str, Card] = Field(default_factory=dict, description="by metric")
+
+    @classmethod
+    def of(cls, evaluation: Mapping[str, Any]) -> Measured:
+        """What counts of an evaluation as a run keeps it; how long it took does not, it is another time each time."""
+        return cls.model_validate({name: evaluation[name] for name in cls.model_fields if name in evaluation})
+
+    @property
+    def finite(self) -> dict[str, float]:
+        """The numbers that are finite."""
+        return {name: value for name, value in self.metrics.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class Score:
     """The numbers of one metric, and their card."""

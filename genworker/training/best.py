@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from genworker import families, metrics
-from genworker.bundle import Bundle, Lineage, load_info
+from genworker.bundle import Bundle, Lineage, load_info, save_info
 from genworker.errors import BundleError, CheckpointError, ObjectMissingError
 from genworker.families.base import Scorer
+from genworker.metrics.cards import Measured
 from genworker.metrics.classifier import ClassifierConfig
 from genworker.schema import ImageSchema
 from genworker.stores import open_store
@@ -25,6 +26,7 @@ from genworker.training.checkpoint import Snapshot
 from genworker.training.evaluation import evaluate
 from genworker.training.record import (
     BEST_PREFIX,
+    BUNDLE_PREFIX,
     best_evaluations,
     evaluation_key,
     read_evaluations,
@@ -49,8 +51,9 @@ def evaluate_checkpoint(
         device: to generate on; None is the CPU.
 
     Returns:
-        What is stored below ``evaluations/``, `Evaluation.to_json` and ``images_seen``, and whether it is the best; None where
-        the run went back to before the checkpoint meanwhile, so that nothing is stored.
+        What is stored below ``evaluations/``, `Evaluation.to_json`, ``images_seen`` and ``bundle``, the digest of the weights
+        as a bundle, and whether it is the best; None where the run went back to before the checkpoint meanwhile, so that
+        nothing is stored.
 
     Raises:
         CheckpointError, ObjectMissingError: the checkpoint is damaged, of another spec, or was pruned before it was read.
@@ -72,14 +75,26 @@ def evaluate_checkpoint(
     )
     if was_taken_back(store, images_seen, snapshot.counters["rollbacks"]):
         return None
-    text = {"images_seen": images_seen, **outcome.to_json()}
+    text = {"images_seen": images_seen, "bundle": bundle.digest, **outcome.to_json()}
     store.put(evaluation_key(images_seen), json.dumps(text).encode(), overwrite=True)
     best = best_of(store, spec)
     if images_seen in best[: spec.training.keep_best_checkpoints]:
         _put_back(store, snapshot)
     if best[:1] == [images_seen]:
+        bundle.info = bundle.info.evaluated(Measured.of(text))
         bundle.save(store, BEST_PREFIX)
     return text, best[:1] == [images_seen]
+
+
+def note_evaluation(store: Store) -> None:
+    """Write the evaluation of a finished run's last weights, where there is one, into the lineage of its bundle.
+
+    It is mostly made after the bundle was stored; the weights and the bundle's digest stay as they are.
+    """
+    info = load_info(store, BUNDLE_PREFIX)
+    for line in read_evaluations(store, after=info.lineage.images_seen - 1):
+        if line.get("bundle") == info.digest:
+            save_info(info.evaluated(Measured.of(line)), store, BUNDLE_PREFIX)
 
 
 def best_of(store: Store, spec: TrainSpec) -> list[int]:
@@ -112,12 +127,15 @@ def take_best_back(store: Store, spec: TrainSpec, schema: ImageSchema, images_se
             return
     except BundleError:
         return
+    evaluations = {line["images_seen"]: line for line in read_evaluations(store)}
     for best in best_of(store, spec):
         key = checkpoint.key_of(best)
         try:
-            averaged(checkpoint.read(store, key), f"{store.url}/{key}", spec, schema)[0].save(store, BEST_PREFIX)
+            bundle, _ = averaged(checkpoint.read(store, key), f"{store.url}/{key}", spec, schema)
         except (ObjectMissingError, CheckpointError):
             continue  # of the best ones only a few are kept
+        bundle.info = bundle.info.evaluated(Measured.of(evaluations[best]))
+        bundle.save(store, BEST_PREFIX)
         return
     for info in list(store.list(BEST_PREFIX)):
         store.delete(info.key)

@@ -17,7 +17,7 @@ from genworker import cluster
 from genworker.errors import ClusterError, GenworkerError, SourceError, StoreError, TrainingError
 from genworker.sources import open_source
 from genworker.stores import Store, open_store
-from genworker.training import checkpoint, preflight, record
+from genworker.training import best, checkpoint, preflight, record
 from genworker.training.board import Board, Standing
 from genworker.training.callbacks.group import CallbackGroup
 from genworker.training.evaluator import Evaluator
@@ -68,6 +68,8 @@ def train(
         if standing.error is None and "value" in outcome:
             result = TrainResult(**outcome["value"]["result"])
             measured = evaluator.finish(standing.last_checkpoint if result.finished else None)
+            if result.finished:
+                best.note_evaluation(store)
             _tell(spec, store, measured, result.evaluations_told, on_event)
     if standing.error is not None:
         raise _with_last_checkpoint(*standing.error, standing.last_checkpoint)

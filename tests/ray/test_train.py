@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from genworker import bundle as bundles
 from genworker import cluster
 from genworker.errors import CheckpointError, ClusterError, SourceError, TrainingError
+from genworker.metrics.cards import Measured
 from genworker.stores import open_store
 from genworker.training import checkpoint, record, step, trainer
 from genworker.training.spec import TrainSpec
@@ -68,6 +69,10 @@ def test_checkpoints_are_measured_beside_training_and_the_best_is_kept(ray_clust
     assert any(f"evaluation at image {IMAGES}: frechet" in event for event in events), events
     (best, *_) = record.best_evaluations(evaluations, "frechet")
     assert bundles.load(store, record.BEST_PREFIX).info.lineage.images_seen == best
+    for prefix, images in ((record.BEST_PREFIX, best), (record.BUNDLE_PREFIX, IMAGES)):
+        evaluation = bundles.load(store, prefix).info.lineage.evaluation
+        assert evaluation is not None
+        assert evaluation == next(Measured.of(line) for line in evaluations if line["images_seen"] == images)
     events_of_run = EventAccumulator(str(tmp_path / "tensorboard"))
     events_of_run.Reload()
     told = [event.step for event in events_of_run.Scalars("evaluation/frechet")]

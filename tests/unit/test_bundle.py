@@ -69,6 +69,14 @@ def test_a_loaded_bundle_is_the_saved_one(name: str, prefix: str) -> None:
     assert torch.equal(loaded.generator()(z, labels), packed.generator()(z, labels))
 
 
+def test_a_bundle_from_before_evaluations_were_kept_loads() -> None:
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    packed = models.bundle_of()
+    packed.save(store, "b/")
+    edit(store, lambda data: data["lineage"].pop("evaluation"))
+    assert bundles.load(store, "b/").info == packed.info
+
+
 def test_a_bundle_holds_what_is_served_and_no_more() -> None:
     """A GAN's discriminator stays behind; a VAE keeps its encoder, which can embed."""
     assert models.bundle_of("r3gan").info.networks == ("generator",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from genworker import bundle as bundles
 from genworker.bundle import Lineage
 from genworker.cli import cli
 from genworker.errors import CheckpointError, UsageError
+from genworker.metrics.cards import Measured
 from genworker.metrics.classifier import ClassifierConfig, SmallConvNet, to_images
 from genworker.metrics.extractor import load_extractor
 from genworker.schema import ImageSchema, SampleBatch
@@ -257,11 +259,19 @@ def test_a_checkpoint_is_evaluated_into_its_run(run: Path) -> None:
     assert measured is not None
     outcome, is_best = measured
     assert is_best
-    assert bundles.load_info(open_store(str(run)), record.BEST_PREFIX).lineage.images_seen == 48
+    store = open_store(str(run))
+    kept = bundles.load_info(store, record.BEST_PREFIX).lineage
+    assert kept.images_seen == 48
+    assert outcome["bundle"] == bundles.load_info(store, record.BUNDLE_PREFIX).digest
+    assert kept.evaluation is not None
+    assert kept.evaluation == Measured.of(outcome)
+    assert kept.evaluation.images_seen == 48
+    assert kept.evaluation.metrics == outcome["metrics"]
+    assert kept.evaluation.cards["frechet"].label.startswith("FD-")
     stored = json.loads((run / "evaluations" / "images-000000000048.json").read_text())
     assert stored == outcome
     assert outcome["images_seen"] == 48
-    assert record.read_evaluations(open_store(str(run))) == [stored]
+    assert record.read_evaluations(store) == [stored]
     result = CliRunner().invoke(cli, ["evaluate", str(run), "--num-samples", "40", "--out", str(run / "quality.json")])
     assert result.exit_code == 0, result.output
     found = json.loads((run / "quality.json").read_text())
@@ -269,6 +279,27 @@ def test_a_checkpoint_is_evaluated_into_its_run(run: Path) -> None:
     other = models.train_spec("r3gan", limit=LIMIT, holdout_share=0.1, seed=1)
     with pytest.raises(CheckpointError, match="written by another spec"):
         evaluate_checkpoint(other, str(run), key)
+
+
+def test_a_finished_bundle_tells_the_evaluation_of_its_weights(run: Path, tmp_path: Path) -> None:
+    """Only of exactly these; of the bundle nothing changes but its lineage, and twice is as once."""
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    store = open_store(str(tmp_path))
+    before = bundles.load(store, record.BUNDLE_PREFIX, with_scorer=True)
+    numbers = {"metrics": {"frechet": 7.5, "kid": None}, "floor": {"frechet": 1.5}, "seconds": 3.0}
+    of_others = {"images_seen": 48, "bundle": "0" * 64, **numbers}
+    store.put(record.evaluation_key(48), json.dumps(of_others).encode(), overwrite=True)
+    best.note_evaluation(store)
+    assert bundles.load_info(store, record.BUNDLE_PREFIX) == before.info
+    store.put(record.evaluation_key(32), json.dumps(of_others | {"images_seen": 32}).encode(), overwrite=True)
+    of_it = of_others | {"bundle": before.digest}
+    store.put(record.evaluation_key(48), json.dumps(of_it).encode(), overwrite=True)
+    for _ in range(2):
+        best.note_evaluation(store)
+        after = bundles.load(store, record.BUNDLE_PREFIX, with_scorer=True)
+        assert after.digest == before.digest
+        assert after.info.lineage.evaluation == Measured.of(of_it)
+        assert after.info.lineage.model_copy(update={"evaluation": None}) == before.info.lineage
 
 
 def test_what_the_run_dropped_meanwhile_is_put_back_or_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,15 @@ from click.testing import CliRunner
 
 import genworker
 from genworker.bulk.catalog import read_catalog
-from genworker.bulk.plan import MANIFEST_KEY, REMOVING_KEY, SUCCESS_KEY
+from genworker.bulk.plan import BUNDLE_PREFIX, MANIFEST_KEY, REMOVING_KEY, SUCCESS_KEY
 from genworker.bulk.removal import check_kept
 from genworker.bulk.retention import find_old, remove_dataset
+from genworker.bundle import Lineage
 from genworker.cli import cli
 from genworker.errors import DatasetError, GenworkerError, PlanError
+from genworker.metrics.cards import Measured
 from genworker.stores import open_store
-from tests.fakes import dataset
+from tests.fakes import dataset, models
 from tests.fakes.stores import Stopping
 
 if TYPE_CHECKING:
@@ -49,6 +51,28 @@ def test_the_catalogue_lists_what_is_published(root: str) -> None:
     text = CliRunner().invoke(cli, ["catalog", root])
     assert "published: 4 datasets" in text.stdout
     assert published[0].manifest_sha256[:12] in text.stdout
+
+
+def test_the_catalogue_calls_only_an_evaluation_quality(root: str) -> None:
+    """Numbers of an evaluation of the model's weights, with its extractor; else the losses of training as what they are."""
+    losses = Lineage(metrics={"elbo.kl": 2.5, "seconds": 9.0})
+    names = {"extractor": "cnn-64", "label": "FD-cnn-64", "metric": "frechet", "split": "test", "image_size": "8x8x1"}
+    shape = {"extractor_digest": "d" * 64, "reference": "r", "num_real": 20, "num_generated": 20, "dtype": "float32"}
+    numbers = {"metrics": {"frechet": 7.5, "coverage": 0.75, "kid": None}, "floor": {"frechet": 1.5}}
+    evaluation = Measured.of({"images_seen": 48, "cards": {"frechet": names | shape}, "seconds": 3.0, **numbers})
+    for day, lineage in ((DAYS[0], losses), (DAYS[1], losses.model_copy(update={"evaluation": evaluation}))):
+        models.bundle_of(lineage=lineage).save(open_store(f"{root}/{day}"), BUNDLE_PREFIX)
+    found, _ = read_catalog(open_store(root))
+    assert [run.quality for run in found] == [{}, {"frechet": 7.5, "coverage": 0.75}, {}, {}]
+    assert [run.training for run in found] == [losses.metrics, losses.metrics, {}, {}]
+    shown = json.loads(CliRunner().invoke(cli, ["catalog", root, "--json"]).stdout)["published"]
+    assert [run["quality"] for run in shown] == [run.quality for run in found]
+    assert [run["evaluation"] and run["evaluation"]["images_seen"] for run in shown] == [None, 48, None, None]
+    assert shown[1]["evaluation"]["cards"]["frechet"]["label"] == "FD-cnn-64"
+    lines = CliRunner().invoke(cli, ["catalog", root]).stdout.splitlines()
+    assert "  not evaluated (training: KL 2.5)  " in lines[0]
+    assert "  frechet 7.5 coverage 0.75 (features of cnn-64)  " in lines[1]
+    assert "  -  " in lines[2]
 
 
 def test_a_changed_manifest_is_not_listed_as_sound(root: str) -> None:

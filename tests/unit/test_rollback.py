@@ -14,6 +14,7 @@ from genworker import bundle as bundles
 from genworker import families
 from genworker.errors import TrainingError
 from genworker.families.base import Band, Losses
+from genworker.metrics.cards import Measured
 from genworker.stores import open_store
 from genworker.training import best, checkpoint, loop, record, step
 from genworker.training.hooks import Hooks
@@ -127,6 +128,8 @@ def test_best_is_of_what_a_rollback_left(monkeypatch: pytest.MonkeyPatch) -> Non
     loop.train(spec, source, store, rank=0, world_size=1, device=CPU, hooks=Hooks(on_checkpoint=measure))
     assert [48, 48] in seen  # the best, until the second rollback goes back to before it
     assert seen[-1] == [32, 96]
+    lineage = bundles.load_info(store, record.BEST_PREFIX).lineage
+    assert lineage.evaluation == Measured(images_seen=32, metrics={"frechet": -32})
     assert [line["images_seen"] for line in record.read_lines(store, record.ROLLBACKS_KEY)] == [48, 32]
     assert record.was_taken_back(store, 48, rollbacks=1)
     assert not record.was_taken_back(store, 48, rollbacks=2)
