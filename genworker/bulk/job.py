@@ -30,6 +30,7 @@ from genworker.bulk.records import Manifest, Receipt
 from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
 from genworker.bulk.tally import Tally
 from genworker.errors import UsageError
+from genworker.sampling.calibration import Calibration
 from genworker.sampling.grid import wasteful_size
 from genworker.stores import open_store
 
@@ -89,8 +90,10 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
                 )
                 plan = commit.agree(store, make_plan(spec, bundle.info, calibration.numerics))
                 check_same(spec, bundle.info, plan)
-                if calibration.trials and plan.numerics == calibration.numerics:
-                    commit.keep_calibration(store, calibration)
+                if plan.numerics == calibration.numerics:
+                    run.foresee(calibration, run.capacity.wanted(plan.num_shards))
+                    if calibration.trials:
+                        commit.keep_calibration(store, calibration)
                 if waste := wasteful_size(plan):
                     run.reporter.event(waste)
             driver = Driver(
@@ -132,6 +135,7 @@ class _Run:
         self._spec = spec
         self.tally = Tally(Meters("driver"))
         self.reporter = Reporter(on_progress)
+        self._forecast: dict[str, Any] | None = None
         self._estimate: dict[str, Any] | None = None
         self.places = actor.Places(spec)
         self.capacity = Capacity(
@@ -159,16 +163,24 @@ class _Run:
         progress = self.reporter.progress
         return pool.run(tasks, progress.num_shards - progress.num_done)
 
+    def foresee(self, calibration: Calibration, num_actors: int) -> None:
+        self._forecast = summary.forecast(self._spec, calibration, num_actors)
+        self._tell_price(self._forecast)
+
     def made(self, receipt: Receipt) -> None:
         self.reporter.made(receipt)
         enough = _ESTIMATE_SHARDS_PER_ACTOR * max(1, self.tally.peak_actors)
         if self._estimate is None and self.reporter.shards_made >= enough:
             self._estimate = summary.estimate(self._spec, self.reporter.progress, self.tally.peak_actors)
-            if self._estimate is not None and self._spec.price_per_hour is not None:
-                self.reporter.event(summary.sentence(self._estimate, self._spec.num_samples))
+            if self._estimate is not None:
+                self._tell_price(self._estimate)
 
     def summary(self) -> dict[str, Any]:
-        return summary.summarise(self._spec, self.reporter.progress, self.tally, self._estimate)
+        return summary.summarise(self._spec, self.reporter.progress, self.tally, self._estimate, self._forecast)
+
+    def _tell_price(self, expected: dict[str, Any]) -> None:
+        if self._spec.price_per_hour is not None:
+            self.reporter.event(summary.sentence(expected, self._spec.num_samples))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch import nn
 from genworker import bundle as bundles
 from genworker import codecs, formats
 from genworker.bulk import commit
+from genworker.bulk.encoding import seconds_to_encode
 from genworker.bulk.plan import COLUMNS, Column, Numerics, NumSamples, Plan, differences
 from genworker.bulk.shard import numerics_here
 from genworker.bundle import Bundle, BundleInfo
@@ -202,7 +203,6 @@ def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_act
     """
     schema = sample_schema(bundle.info)
     start = numerics_for(spec, schema, device)
-    unmeasured = Calibration(numerics=start, seconds=0.0, trials=())
 
     def measure(numerics: Numerics, **how_long: float) -> Measurement:
         plan = make_plan(spec, bundle.info, numerics)
@@ -210,9 +210,12 @@ def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_act
         return Measurement(rate * useful_share(plan), pixels)
 
     # Measured also where nothing is to be compared: the generator proves itself before there is a plan.
-    rate = measure(start, seconds=0.0).samples_per_second
+    rate, pixels = measure(start, seconds=0.0)
+    encode_seconds = seconds_to_encode(codecs.make(spec.codec, schema), pixels)
     if not spec.calibrate or spec.num_samples / num_actors < rate * WORTHWHILE_SECONDS:
-        return unmeasured
+        return Calibration(
+            numerics=start, seconds=0.0, trials=(), samples_per_second=rate, encode_seconds=encode_seconds
+        )
     generator = bundle.generator()
     assert isinstance(generator, nn.Module)
     steps = steps_for(
@@ -222,7 +225,8 @@ def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_act
         force_float32=spec.precision == "float32",
         fixed_micro_batch=spec.micro_batch is not None,
     )
-    return calibrate(start, steps, measure, clock=clock_of(start))
+    found = calibrate(start, steps, measure, clock=clock_of(start))
+    return found.model_copy(update={"encode_seconds": encode_seconds})
 
 
 def check_same(spec: GenerateSpec, info: BundleInfo, existing: Plan) -> Plan:

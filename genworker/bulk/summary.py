@@ -1,6 +1,6 @@
 """The end of a job in numbers: what it made, where the time went, and what it cost; before that, what it will probably take.
 
-In: the tally of a run, its progress, a price. Out: a JSON-ready dict, and one sentence.
+In: the tally of a run, its progress, what was measured before it, a price. Out: a JSON-ready dict, and one sentence.
 """
 
 from __future__ import annotations
@@ -8,9 +8,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
+from genworker import bundle as bundles
 from genworker.bulk.progress import Progress
-from genworker.bulk.request import GenerateSpec
+from genworker.bulk.request import GenerateSpec, calibrated
 from genworker.bulk.tally import Tally
+from genworker.device import pick_device
+from genworker.sampling.calibration import Calibration
+from genworker.stores import open_store
 
 
 def units_per_actor(spec: GenerateSpec) -> float:
@@ -39,13 +45,50 @@ def estimate(spec: GenerateSpec, progress: Progress, num_actors: int) -> dict[st
     }
 
 
+def forecast(spec: GenerateSpec, calibration: Calibration, num_actors: int) -> dict[str, Any]:
+    """What the job takes at the speed that was measured before its first shard: generating and encoding, nothing else."""
+    generate, encode = 1 / calibration.samples_per_second, calibration.encode_seconds / spec.cpus_per_actor
+    # A GPU generates while processors encode; processors alone do both.
+    actor_seconds = spec.num_samples * (max(generate, encode) if spec.use_gpu else generate + encode)
+    return {
+        "after_shards": 0,
+        "seconds": round(actor_seconds / num_actors, 1),
+        "samples_per_second": round(spec.num_samples * num_actors / actor_seconds, 1),
+        "cost": _rounded(cost_of(spec, actor_seconds)),
+    }
+
+
+def rehearse(spec: GenerateSpec) -> dict[str, Any]:
+    """A `forecast` for one actor of this very machine, which is measured now; it writes nothing.
+
+    Raises:
+        BundleError: the generator cannot be built, or its images are not finite.
+    """
+    bundle = bundles.load(open_store(spec.bundle), with_scorer="score" in (spec.columns or ()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(spec.cpus_per_actor)
+    try:
+        briefly = spec.model_copy(update={"calibrate": False})
+        return forecast(spec, calibrated(briefly, bundle, pick_device(use_gpu=spec.use_gpu), 1), 1)
+    finally:
+        torch.set_num_threads(before)
+
+
 def sentence(made: dict[str, Any], num_samples: int) -> str:
-    """An `estimate` for people."""
-    cost = "" if made["cost"] is None else f", which cost about {made['cost']:.2f}"
-    return f"estimate: {num_samples:,} samples in about {made['seconds']:,.0f} s{cost}"
+    """An `estimate` or a `forecast` for people."""
+    seconds, cost = made["seconds"], made["cost"]
+    when = "" if made["after_shards"] else " before the first shard, of generating and encoding alone"
+    price = "" if cost is None else f", which cost about {cost:,.2f}" if cost >= 1 else f", which cost about {cost:.4f}"
+    return f"estimate{when}: {num_samples:,} samples in about {seconds:,.0f} s{price}"
 
 
-def summarise(spec: GenerateSpec, progress: Progress, tally: Tally, estimated: dict[str, Any] | None) -> dict[str, Any]:
+def summarise(
+    spec: GenerateSpec,
+    progress: Progress,
+    tally: Tally,
+    estimated: dict[str, Any] | None,
+    foreseen: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """All of a run in numbers; `README.md` explains each.
 
     ``stages`` are seconds of all actors together. ``utilisation`` is their share of the time that actors were ready, times
@@ -88,6 +131,7 @@ def summarise(spec: GenerateSpec, progress: Progress, tally: Tally, estimated: d
             "total": _rounded(cost),
             "per_million_samples": _rounded(cost / samples * 1e6) if cost is not None and samples else None,
         },
+        "forecast": foreseen,
         "estimate": estimated,
     }
 

@@ -121,7 +121,7 @@ class _ActorRange(click.ParamType[int | tuple[int, int]]):
 )
 @LINEAGE
 @click.option("--json", "as_json", is_flag=True, help="Print a summary of the run as JSON.")
-@click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan as JSON, with a price its cost, and stop.")
 @click.pass_context
 def generate(
     context: click.Context,
@@ -163,6 +163,10 @@ def generate(
         if waste := wasteful_size(plan):
             console.print(f"generate: {waste}", soft_wrap=True)
         text = {"plan_id": plan.plan_id, "num_shards": plan.num_shards, "plan": plan.model_dump(mode="json")}
+        if spec.price_per_hour is not None:
+            from genworker.bulk.summary import rehearse
+
+            text["one_actor_like_this_machine"] = rehearse(spec)
         click.echo(json.dumps(text, indent=2))
         return
 

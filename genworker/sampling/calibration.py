@@ -63,11 +63,17 @@ class Trial(Spec):
 
 
 class Calibration(Spec):
-    """What was measured on one actor's device, and what was chosen; kept beside the plan for people, not part of it."""
+    """What was measured on one actor's device, and what was chosen; kept beside the plan for people, not part of it.
+
+    ``samples_per_second`` is the speed of ``numerics``, without encoding; ``encode_seconds`` what one processor takes to encode
+    a sample. 0 means that it was not measured.
+    """
 
     numerics: Numerics
     seconds: float
     trials: tuple[Trial, ...]
+    samples_per_second: float = 0.0
+    encode_seconds: float = 0.0
 
 
 def calibrate(
@@ -113,7 +119,9 @@ def calibrate(
             trials.append(_trial(numerics, samples_per_second=rate))
             if rate > best_rate * (1 + _MARGIN):
                 best, best_rate = numerics, rate
-    return Calibration(numerics=best, seconds=clock() - began, trials=tuple(trials))
+    return Calibration(
+        numerics=best, seconds=clock() - began, trials=tuple(trials), samples_per_second=round(best_rate, 1)
+    )
 
 
 def steps_for(

@@ -114,9 +114,15 @@ def test_urls_may_be_relative(tiny_bundle: str, finished: str, tmp_path: Path) -
 
 
 def test_progress_adds_up(tiny_bundle: str, tmp_path: Path) -> None:
-    """Progress begins at nothing, counts every shard once, and ends at the whole dataset."""
+    """Progress begins at nothing and with a price, counts every shard once, and ends at the whole dataset."""
     seen: list[Progress] = []
-    result = generate(request_for(tiny_bundle, tmp_path / "out", num_samples=600), seen.append)
+    request = request_for(tiny_bundle, tmp_path / "out", num_samples=600, price_per_hour=3.6)
+    result = generate(request, seen.append)
+    (told, *_) = [progress for progress in seen if progress.event]
+    assert told.event.startswith("estimate before the first shard, of generating and encoding alone: 600 samples in ")
+    assert told.num_done == 0
+    assert result.summary["forecast"]["after_shards"] == 0
+    assert result.summary["forecast"]["cost"] > 0
     # In between it is told again that nothing new is there, and on a busy machine of a second attempt at a slow shard.
     assert [num_done for num_done, _ in itertools.groupby(progress.num_done for progress in seen)] == [0, 1, 2, 3, 4]
     assert (seen[-1].samples_done, seen[-1].samples_made) == (600, 600)

@@ -251,6 +251,7 @@ def test_a_summary_adds_up() -> None:
     }  # one hour of half a GPU
     # 20 s so far and 500 samples at 50 a second: 30 s of two actors
     assert told["estimate"] == {"after_shards": 6, "seconds": 30.0, "samples_per_second": 50.0, "cost": 0.033333}
+    assert told["forecast"] is None
     free = summarise(GenerateSpec.parse(values, origin="test"), progress, tally, None)
     assert free["cost"] == {"price_per_hour": None, "total": None, "per_million_samples": None}
 

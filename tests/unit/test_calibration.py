@@ -13,6 +13,7 @@ from torch import nn
 from genworker.bulk import commit
 from genworker.bulk import request as request_module
 from genworker.bulk.request import GenerateSpec, calibrated, check_same, make_plan, numerics_for, sample_schema
+from genworker.bulk.summary import forecast, sentence
 from genworker.cli.look import describe
 from genworker.errors import BundleError, PlanError
 from genworker.sampling import evaluators
@@ -56,6 +57,7 @@ def test_the_best_of_each_step_is_kept() -> None:
     found = calibrate(START, STEPS, speed)
     assert (found.numerics.memory_format, found.numerics.micro_batch) == ("contiguous", 64)
     assert [trial.samples_per_second for trial in found.trials] == [110, 165, 150, 225, 135]
+    assert found.samples_per_second == 225
     assert Calibration.model_validate_json(found.model_dump_json()) == found
 
 
@@ -154,6 +156,8 @@ def test_a_short_job_is_not_calibrated() -> None:
     for spec in (request(num_samples=100), request(calibrate=False)):
         found = calibrated(spec, bundle, CPU, 1)
         assert found.trials == ()
+        assert found.samples_per_second > 0
+        assert found.encode_seconds > 0
         assert found.numerics == numerics_for(spec, sample_schema(bundle.info), CPU)
     # As many actors as would make a long job short.
     assert calibrated(request(), bundle, CPU, 10**9).trials == ()
@@ -169,6 +173,8 @@ def test_a_long_job_is_calibrated_on_the_real_engine() -> None:
     assert all(trial.samples_per_second > 0 for trial in found.trials)
     assert {trial.micro_batch for trial in found.trials} == {16}
     check_numerics(found.numerics, CPU)
+    assert found.samples_per_second in {trial.samples_per_second for trial in found.trials}
+    assert found.encode_seconds > 0
     assert found.numerics.dtype == "float32"
 
 
@@ -190,6 +196,27 @@ def test_a_micro_batch_that_differs_from_the_plans_is_refused() -> None:
     assert check_same(request(), bundle.info, plan) == plan
     with pytest.raises(PlanError, match=r"numerics\.micro_batch: 32 here, 16 there"):
         check_same(request(micro_batch=32), bundle.info, plan)
+
+
+@pytest.mark.parametrize(
+    ("use_gpu", "seconds", "cost"),
+    [
+        (False, 8.0, 0.071111),  # a millisecond to generate and 8 ms / 2 to encode, one after the other
+        (True, 6.4, 0.014222),  # 4 ms, while the next is generated; of half a GPU
+    ],
+)
+def test_a_job_is_priced_before_its_first_shard(use_gpu: bool, seconds: float, cost: float) -> None:
+    """From the speed that a calibration measured; what people read says that it is no more than that."""
+    spec = request(num_samples=6_400, use_gpu=use_gpu, gpus_per_actor=0.5, cpus_per_actor=2, price_per_hour=4.0)
+    measured = Calibration(numerics=START, seconds=0.0, trials=(), samples_per_second=1000, encode_seconds=8e-3)
+    told = forecast(spec, measured, 4)
+    assert told == {"after_shards": 0, "seconds": seconds, "samples_per_second": 6_400 / seconds, "cost": cost}
+    assert sentence(told, 6_400) == (
+        "estimate before the first shard, of generating and encoding alone: 6,400 samples in about "
+        f"{seconds:.0f} s, which cost about {cost:.4f}"
+    )
+    later = told | {"after_shards": 6, "cost": 1234.5}
+    assert sentence(later, 6_400) == f"estimate: 6,400 samples in about {seconds:.0f} s, which cost about 1,234.50"
 
 
 def test_info_tells_what_was_measured() -> None:

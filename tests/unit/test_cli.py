@@ -191,6 +191,21 @@ def test_generate_dry_run_prints_the_plan_and_writes_nothing(places: Places) -> 
     assert files_in(places.root) == before
 
 
+def test_a_dry_run_with_a_price_tells_the_cost(places: Places) -> None:
+    """Of one actor like this machine, which is measured now; more samples cost more."""
+    costs = []
+    for count in (500_000, 5_000_000):
+        outcome = run(
+            "generate", places.bundle, "--out", "new", "--num-samples", count, "--dry-run", "--price-per-hour", 0.05
+        )
+        assert outcome.code == 0, outcome.err
+        told = json.loads(outcome.out)["one_actor_like_this_machine"]
+        assert told["cost"] == pytest.approx(told["seconds"] / 3600 * 0.05, abs=1e-5)
+        costs.append(told["cost"])
+    assert costs[0] < costs[1]
+    assert not Path("new").exists()
+
+
 def test_a_bundle_that_diverged_is_refused_before_anything_is_written(places: Places) -> None:
     """Weights that are not finite end a new job at once: no cluster is started, and the URL stays free."""
     bundle = models.bundle_of()
