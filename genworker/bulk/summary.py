@@ -75,11 +75,12 @@ def rehearse(spec: GenerateSpec) -> dict[str, Any]:
 
 
 def sentence(made: dict[str, Any], num_samples: int) -> str:
-    """An `estimate` or a `forecast` for people."""
-    seconds, cost = made["seconds"], made["cost"]
-    when = "" if made["after_shards"] else " before the first shard, of generating and encoding alone"
-    price = "" if cost is None else f", which cost about {cost:,.2f}" if cost >= 1 else f", which cost about {cost:.4f}"
-    return f"estimate{when}: {num_samples:,} samples in about {seconds:,.0f} s{price}"
+    """An `estimate` or a `forecast` for people; the latter leaves out start, uploads and what else the machines do."""
+    begun, cost = made["after_shards"] > 0, made["cost"]
+    when = "" if begun else " before the first shard, of generating and encoding alone"
+    about = "about" if begun else "at least"
+    price = "" if cost is None else f", which cost {about} {cost:{',.2f' if cost >= 1 else '.4f'}}"
+    return f"estimate{when}: {num_samples:,} samples in {about} {made['seconds']:,.0f} s{price}"
 
 
 def summarise(

@@ -212,8 +212,8 @@ def test_a_job_is_priced_before_its_first_shard(use_gpu: bool, seconds: float, c
     told = forecast(spec, measured, 4)
     assert told == {"after_shards": 0, "seconds": seconds, "samples_per_second": 6_400 / seconds, "cost": cost}
     assert sentence(told, 6_400) == (
-        "estimate before the first shard, of generating and encoding alone: 6,400 samples in about "
-        f"{seconds:.0f} s, which cost about {cost:.4f}"
+        "estimate before the first shard, of generating and encoding alone: 6,400 samples in at least "
+        f"{seconds:.0f} s, which cost at least {cost:.4f}"
     )
     later = told | {"after_shards": 6, "cost": 1234.5}
     assert sentence(later, 6_400) == f"estimate: 6,400 samples in about {seconds:.0f} s, which cost about 1,234.50"
