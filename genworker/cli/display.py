@@ -1,20 +1,18 @@
-"""What the terminal shows while work is going on: one live line for a person, one plain line now and then for a log."""
+"""What is shown while work is going on: one live line on a terminal, lines for machines in a log, see `genworker.cli.log`."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from genworker.bulk.progress import Event
+from genworker.cli import log
 from genworker.report.names import duration, headlines, number
 
 if TYPE_CHECKING:
@@ -55,6 +53,7 @@ class Display:
         self._live = console.is_terminal
         self._last_line = -math.inf
         self._ended = False
+        self._report: Metrics = {}
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=16),
@@ -76,9 +75,13 @@ class Display:
                 f"{self._title}: {min(done, self._total):,} of {self._total:,} {self._unit}, {note}", soft_wrap=True
             )
 
-    def event(self, text: str) -> None:
-        """Print a line about something that happened, above the bar."""
-        self._progress.console.print(f"{self._title}: {text}", style="yellow", soft_wrap=True)
+    def event(self, text: str, style: str | None = "yellow") -> None:
+        """Tell what happened: above the bar, unless it is for logs alone, see `genworker.training.hooks.News`."""
+        if not self._live:
+            kind, facts = log.of_news(text, self._report, self._total)
+            self._write(kind, **facts)
+        elif not getattr(text, "quiet", False):
+            self._progress.console.print(f"{self._title}: {text}", style=style, soft_wrap=True)
 
     def on_count(self, done: int, total: int) -> None:
         """Show how many of a number of things are done."""
@@ -91,12 +94,15 @@ class Display:
         """Show a training report: the speed, the numbers that stand for the family, and what went wrong so far."""
         if not metrics:
             return
-        speed, done = metrics.get("images_per_second"), int(metrics["images_seen"])
-        values = [f"{short} {value}" for short, value in headlines(metrics).items()]
-        left = (self._total - done) / speed if speed and done < self._total else None
-        if left is not None and not self._live:
-            values.insert(0, f"{duration(left)} left")
-        self.update(done, "  ".join([f"{number(speed)}/s", *values]), left)
+        self._report = metrics
+        done = int(metrics["images_seen"])
+        if self._live:
+            values = [f"{short} {value}" for short, value in headlines(metrics).items()]
+            speed = number(metrics.get("images_per_second"))
+            self.update(done, "  ".join([f"{speed}/s", *values]), log.seconds_left(metrics, self._total))
+        elif self._is_due() or done >= self._total:
+            self._last_line = self._clock()
+            self._write("progress", **log.of_report(metrics, self._total))
 
     def on_job(self, progress: JobProgress) -> None:
         """Show a bulk job's progress."""
@@ -120,24 +126,11 @@ class Display:
         if not (progress.event or ends or self._is_due()):
             return
         self._last_line = self._clock()
-        left = progress.seconds_left
         kind = "progress" if progress.num_shards else "starting"
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "job": self._title,
-            "run_id": self._run_id,
-            "event": "warning" if progress.event else kind,
-            **_told(progress.event),
-            "plan_id": progress.plan_id,
-            "shards_done": progress.num_done,
-            "num_shards": progress.num_shards,
-            "samples_done": progress.samples_done,
-            "num_samples": progress.num_samples,
-            "bytes_done": progress.bytes_done,
-            "samples_per_second": round(progress.samples_per_second, 1),
-            "eta_seconds": None if left is None else round(left, 1),
-        }
-        console.print(json.dumps(line), soft_wrap=True, markup=False)
+        self._write("warning" if progress.event else kind, **log.of_job(progress))
+
+    def _write(self, event: str, **facts: Any) -> None:
+        console.print(log.line(self._title, self._run_id, event, **facts), soft_wrap=True, markup=False)
 
     def _is_due(self) -> bool:
         return self._clock() - self._last_line >= _SECONDS_BETWEEN_LINES
@@ -147,13 +140,6 @@ class Display:
         """Show the display inside the block."""
         with self._progress:
             yield self
-
-
-def _told(event: str) -> dict[str, Any]:
-    """What a line of a log says of an event: the message, and of an attempt its shard and number."""
-    if isinstance(event, Event):
-        return {"message": str(event), "shard": event.shard, "attempt": event.attempt}
-    return {"message": event} if event else {}
 
 
 def size(num_bytes: float) -> str:

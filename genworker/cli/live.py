@@ -10,22 +10,24 @@ from genworker.bulk.job import JobResult
 from genworker.bulk.job import generate as run_job
 from genworker.bulk.progress import Progress
 from genworker.bulk.request import GenerateSpec
-from genworker.cli.display import Display, console
+from genworker.cli.display import Display
 from genworker.errors import BundleError, TrainingError
 from genworker.lineage import job as jobs
 from genworker.lineage import sender
 from genworker.stores import child_url, open_store
 from genworker.training import record, trainer
+from genworker.training.hooks import News
 from genworker.training.spec import TrainSpec
 
 
 def run_training(spec: TrainSpec, out: str, title: str, *, name: str | None = None, lineage: str | None = None) -> str:
-    """Train, unless the run is finished already; returns the bundle's URL.
+    """Train with a live display, unless the run is finished already; returns the bundle's URL.
 
-    Lineage events call the job by ``name`` and go to ``lineage``, see `genworker.lineage.sender.follow`.
+    Its log names the run by an id that all tries at one URL share. Lineage events call the job by ``name`` and go to
+    ``lineage``, see `genworker.lineage.sender.follow`.
     """
-    display = Display(title, spec.training.images, "images", note="starting Ray")
     job = jobs.training(spec, out, name)
+    display = Display(title, spec.training.images, "images", note="starting Ray", run_id=job.resume_id)
     store = open_store(out)
 
     def work() -> None:
@@ -35,14 +37,18 @@ def run_training(spec: TrainSpec, out: str, title: str, *, name: str | None = No
             pass
         else:
             record.claim(spec, store)  # the bundle of another run must not pass for this one's
-            console.print(f"{title}: {out} is finished ({info.lineage.images_seen:,} images seen)", soft_wrap=True)
+            images_seen = info.lineage.images_seen
+            news = News(f"{out} is finished ({images_seen:,} images seen)", "finished", "info", images_seen=images_seen)
+            display.event(news, style=None)
             return
         with display.running():
+            display.event(News("starting Ray", "starting", "info", quiet=True))
             result = trainer.train(spec, out, display.on_metrics, display.event)
         if not result.finished:
             raise TrainingError(
                 f"{out}: stopped after {result.images_seen} images; run the same command again to go on"
             )
+        display.event(News("the bundle is stored", "finished", "info", quiet=True, images_seen=result.images_seen))
 
     sender.follow(job, lineage, display.event, work, lambda _: jobs.on_trained(job, store))
     return child_url(out, record.BUNDLE_PREFIX.rstrip("/"))

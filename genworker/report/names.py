@@ -28,6 +28,16 @@ def headlines(report: Mapping[str, Any]) -> dict[str, str]:
     return shown | counts
 
 
+def headline_values(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """What stands for a report, and the counts of its health, by full names; None for what is not finite."""
+    return {name: finite(report[name]) for name in (*HEADLINES, *COUNTS) if name in report}
+
+
+def finite(value: float | None) -> float | None:
+    """A number for JSON, with six significant digits; None for None and for what is not finite."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
 def number(value: Any) -> str:
     """A number for people, with three significant digits; ``nan`` for None and for what is not finite."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):

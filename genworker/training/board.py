@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genworker.errors import GenworkerError
+from genworker.training.hooks import News
 from genworker.training.record import Metrics
 
 
@@ -18,7 +19,7 @@ class Standing:
     """What a driver reads: see `Board`."""
 
     metrics: Metrics = field(default_factory=dict)
-    events: list[str] = field(default_factory=list)
+    events: list[News] = field(default_factory=list)
     error: tuple[type[GenworkerError], str] | None = None
     last_checkpoint: str | None = None
     starts: int = 0
@@ -46,9 +47,20 @@ class Board:
         standing = self._standing
         standing.starts += 1
         standing.num_workers = world_size
-        if standing.starts > 1 and standing.error is None:
+        again = standing.starts > 1
+        if standing.error is None:
             workers = "1 worker goes" if world_size == 1 else f"{world_size} workers go"
-            standing.events.append(f"{workers} on from image {images_seen}, start {standing.starts}")
+            where = f"on from image {images_seen}" if again or images_seen else "to work"
+            standing.events.append(
+                News(
+                    f"{workers} {where}, start {standing.starts}",
+                    "resumed" if again or images_seen else "started",
+                    "warning" if again else "info",
+                    quiet=not again,
+                    images_seen=images_seen,
+                    workers=world_size,
+                )
+            )
         return standing.error is not None
 
     def report(self, metrics: Metrics) -> None:
@@ -72,8 +84,8 @@ class Board:
         return self._standing.error is not None
 
     def event(self, text: str) -> None:
-        """Take a line for the driver to show."""
-        self._standing.events.append(text)
+        """Take a line for the driver to show; a plain one is a warning."""
+        self._standing.events.append(text if isinstance(text, News) else News(text))
 
     def stored(self, key: str) -> None:
         """Take the key of a checkpoint that is stored."""

@@ -23,6 +23,7 @@ from genworker.device import pick_device
 from genworker.errors import GenworkerError, ObjectMissingError
 from genworker.training import checkpoint
 from genworker.training.best import evaluate_checkpoint
+from genworker.training.hooks import News
 from genworker.training.spec import ResourceSpec, TrainSpec
 
 _MOST_CPUS = 8  # of one task; others may want to use the cluster, too
@@ -63,7 +64,13 @@ def _measure(values: dict[str, Any], url: str, key: str, share: Share) -> str | 
     best = " (the best so far)" if is_best else ""
     number = outcome["metrics"].get(spec.evaluation.metric)
     text = "not finite" if number is None else f"{number:.4g}"
-    return f"evaluation at image {outcome['images_seen']}: {spec.evaluation.metric} {text}{best}"
+    return News(
+        f"evaluation at image {outcome['images_seen']}: {spec.evaluation.metric} {text}{best}",
+        "evaluation",
+        "info",
+        images_seen=outcome["images_seen"],
+        metrics={spec.evaluation.metric: number},
+    )
 
 
 class Evaluator:

@@ -16,7 +16,7 @@ from genworker.sources.base import Source
 from genworker.stores.base import Store
 from genworker.training import checkpoint
 from genworker.training.examine import Examiner
-from genworker.training.hooks import Hooks, TrainResult
+from genworker.training.hooks import Hooks, News, TrainResult
 from genworker.training.loader import Loader
 from genworker.training.order import held_out_indices
 from genworker.training.packing import pack_bundle
@@ -177,7 +177,7 @@ class _Run:
             diverged, alarms = self.watchdog.judge(self.metrics, progress, busy, steps)
             self.recorder.report(self.metrics, alarms)
             for alarm in alarms:
-                self.hooks.on_event(f"alarm {alarm}")
+                self._tell(alarm, "alarm")
             if diverged:
                 again = counters.rollbacks < self.spec.watchdog.max_rollbacks
                 verdict = Verdict.ROLL_BACK if again else Verdict.GIVE_UP
@@ -212,8 +212,11 @@ class _Run:
                 f"with another seed and {self.spec.watchdog.rollback_lr_scale**counters.rollbacks:g} times the learning rate",
             )
             self.recorder.alarm(alarm)
-            self.hooks.on_event(f"alarm {alarm}")
+            self._tell(alarm, "rollback")
             self.recorder.take_back(self.trainer)
+
+    def _tell(self, alarm: Alarm, kind: str) -> None:
+        self.hooks.on_event(News(f"alarm {alarm}", kind, images_seen=alarm.images_seen, alarm=alarm.kind))
 
     def _give_up(self) -> None:
         seen = "\n  ".join(str(alarm) for alarm in self.watchdog.alarms[-8:])

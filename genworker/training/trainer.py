@@ -22,7 +22,7 @@ from genworker.training.board import Board, Standing
 from genworker.training.callbacks.group import CallbackGroup
 from genworker.training.evaluator import Evaluator
 from genworker.training.fit import fit
-from genworker.training.hooks import TrainResult
+from genworker.training.hooks import News, TrainResult
 from genworker.training.record import Metrics
 from genworker.training.room import Room
 from genworker.training.spec import ResourceSpec, TrainSpec
@@ -55,7 +55,8 @@ def train(
         room = _room(spec.resources, spec.resources.wait_seconds if can_grow else 0.0, on_event)
         board = cluster.beside_driver(Board).remote()
         evaluator = Evaluator(spec, store.url, on_event, measured=record.last_evaluated(store))
-        follower = _Follower(board, evaluator, room, on_progress, on_event)
+        newest = next(iter(checkpoint.keys(store)), None)
+        follower = _Follower(board, evaluator, room, on_progress, on_event, newest=newest)
         while True:
             room.await_fewest()
             outcome = _run(spec, store.url, board, follower)
@@ -85,7 +86,12 @@ def _room(resources: ResourceSpec, wait_seconds: float, on_event: Callable[[str]
     return Room(
         resources,
         lambda: cluster.room(needs),
-        lambda: cluster.await_workers(resources.fewest_workers, needs, wait_seconds=wait_seconds, on_event=on_event),
+        lambda: cluster.await_workers(
+            resources.fewest_workers,
+            needs,
+            wait_seconds=wait_seconds,
+            on_event=lambda text: on_event(News(text, "waiting")),
+        ),
     )
 
 
@@ -122,12 +128,15 @@ class _Follower:
         room: Room,
         on_progress: Callable[[Metrics], None],
         on_event: Callable[[str], None],
+        *,
+        newest: str | None,
     ) -> None:
+        """``newest`` is the checkpoint that was there before, which is no news."""
         self.resized = False
         self._board, self._evaluator, self._room = board, evaluator, room
         self._on_progress, self._on_event = on_progress, on_event
         self._shown: Metrics = {}
-        self._num_told = 0
+        self._num_told, self._newest = 0, newest
 
     def follow(self, ended: threading.Event) -> None:
         """Show news until ``ended`` is set. Raises ClusterError where lost nodes are not replaced."""
@@ -138,6 +147,7 @@ class _Follower:
             for text in standing.events[self._num_told :]:
                 self._on_event(text)
             self._num_told = len(standing.events)
+            self._tell_checkpoint(standing.last_checkpoint)
             if standing.metrics != self._shown:
                 self._shown = standing.metrics
                 self._on_progress(standing.metrics)
@@ -146,11 +156,19 @@ class _Follower:
                 self._mind_the_room(standing.num_workers)
             ended.wait(_POLL_SECONDS)
 
+    def _tell_checkpoint(self, key: str | None) -> None:
+        if key not in (None, self._newest):
+            images_seen = checkpoint.images_of(key)
+            news = News(f"the newest checkpoint is {key}", "checkpoint", "info", quiet=True, images_seen=images_seen)
+            self._on_event(news)
+        self._newest = key
+
     def _mind_the_room(self, num_workers: int) -> None:
         more = self._room.look(num_workers)
         if more and not self.resized:
             self.resized = True
-            self._on_event(f"there is room for {more} workers instead of {num_workers}: saving, and going on with more")
+            text = f"there is room for {more} workers instead of {num_workers}: saving, and going on with more"
+            self._on_event(News(text, "room", "info", workers=more))
             ray.get(self._board.request_stop.remote())
 
 

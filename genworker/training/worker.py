@@ -20,7 +20,7 @@ from genworker.errors import DivergedError, GenworkerError
 from genworker.sources import open_source
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop
-from genworker.training.hooks import Hooks
+from genworker.training.hooks import Hooks, News
 from genworker.training.record import Metrics
 from genworker.training.spec import TrainSpec
 
@@ -54,7 +54,7 @@ class Notices:
         if notice is not None:
             self.seen = True
             nodes = ", ".join(node[:12] for node in notice.preempted_node_ids)
-            self._on_notice(f"nodes {nodes} will go away: saving, and going on without them")
+            self._on_notice(News(f"nodes {nodes} will go away: saving, and going on without them", "preemption"))
 
 
 def work(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -117,38 +117,9 @@ def test_report_of_nothing_and_to_nowhere_are_refused(runs: str, tmp_path: Path)
     assert "name a file in a folder that exists" in outcome.stderr
 
 
-def test_the_display_shows_what_stands_for_each_family(capsys: pytest.CaptureFixture[str]) -> None:
-    """Progress, speed, and the family's own numbers, in lines where there is no terminal."""
-    shown = Display("train", 100, "images")
-    with shown.running():
-        shown.on_metrics({})
-        shown.on_metrics(
-            {
-                "images_seen": 50,
-                "images_per_second": 1234.5,
-                "discriminator.adversarial": 0.61,
-                "discriminator.real_sign": 0.25,
-                "discriminator.r1": None,
-                "elbo.kl_per_latent": [1.0],
-                "skipped_steps": 2,
-                "rollbacks": 0,
-            }
-        )
-        shown.event("evaluation at image 50: frechet 3.2")
-    text = capsys.readouterr().err
-    assert "train: 50 of 100 images, 1,234/s  0 s left  D 0.61  r_t 0.25  R1 nan  skipped 2" in text
-    assert "train: evaluation at image 50: frechet 3.2" in text
-
-
-def test_the_time_left_is_that_of_the_speed_and_not_of_the_jump_at_a_resume(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that goes on from half of its images has as long to go as its speed says, in a log and on a terminal."""
+def test_the_time_left_is_that_of_the_speed_and_not_of_the_jump_at_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on from half of its images has as long to go as its speed says."""
     reports = [{"images_seen": 50_000 + 100 * number, "images_per_second": 10.0} for number in range(3)]
-    shown = Display("train", 100_000, "images", clock=iter(range(0, 90, 10)).__next__)
-    for report in reports:
-        shown.on_metrics(report)
-    assert "50,200 of 100,000 images, 10/s  1 h 23 min left" in capsys.readouterr().err
     terminal = Console(force_terminal=True, width=120, color_system=None)
     monkeypatch.setattr(display, "console", terminal)
     shown = Display("train", 100_000, "images")
