@@ -3,6 +3,10 @@
 In: generated images with the labels they were made for, real images with theirs. Out: the accuracy on the real images of a
 classifier trained on the generated ones alone (Ravuri and Vinyals 2019, arXiv:1905.10887; "train on synthetic, test on
 real"). Its floor, the same with real training images in place of the generated ones, stands beside it.
+
+Both classifiers see their images moved by up to a sixteenth of a side, anew each time. Generators leave traces of the class at
+fixed pixels that no eye sees: a classifier that may rely on them is right about 99% of new generated images and learns less of
+what is real, so its accuracy would tell of the traces and not of the images.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ class ClassificationAccuracy:
 
     def __init__(self, num_classes: int, config: ClassifierConfig | None = None) -> None:
         self._num_classes = num_classes
-        self._config = config or ClassifierConfig(seed=1)  # not the extractor's seed
+        self._config = config or ClassifierConfig(seed=1, max_shift=1 / 16)  # not the extractor's seed
         self._parts: dict[bool, list[tuple[Pixels, Int64Array]]] = {True: [], False: []}
 
     @property

@@ -35,6 +35,9 @@ class ClassifierConfig(Spec):
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = Field(3e-3, description="highest learning rate of one rise and fall")
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    max_shift: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="share of its height and width by which an image is moved at most, anew whenever it is seen"
+    )
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -87,6 +90,7 @@ def train_classifier(read: Read, length: int, schema: ImageSchema, config: Class
         )
     batch_size = min(config.batch_size, length)
     steps = max(1, min(config.images, config.max_epochs * length) // batch_size)
+    shifts = np.random.Generator(np.random.Philox([config.seed, 1]))  # not those of the order
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = SmallConvNet(schema)
@@ -95,7 +99,7 @@ def train_classifier(read: Read, length: int, schema: ImageSchema, config: Class
         for indices in _batches(length, batch_size, steps, config.seed):
             batch = read(indices)
             assert batch.labels is not None
-            _, logits = network(to_images(batch.pixels))
+            _, logits = network(to_images(_shifted(batch.pixels, config.max_shift, shifts)))
             loss = F.cross_entropy(logits, torch.from_numpy(batch.labels))
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
@@ -134,6 +138,21 @@ def _rise_and_fall(progress: float) -> float:
     if progress < 0.2:
         return progress / 0.2
     return 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8))
+
+
+def _shifted(pixels: Pixels, max_shift: float, rng: np.random.Generator) -> Pixels:
+    """Move every image by a number of whole pixels drawn for it; its edge is repeated where it left."""
+    height, width = pixels.shape[1:3]
+    rows, columns = int(max_shift * height), int(max_shift * width)
+    if not rows and not columns:
+        return pixels
+    padded = np.pad(pixels, ((0, 0), (rows, rows), (columns, columns), (0, 0)), mode="edge")
+    tops = rng.integers(0, 2 * rows, len(pixels), endpoint=True)
+    lefts = rng.integers(0, 2 * columns, len(pixels), endpoint=True)
+    moved = [
+        image[top : top + height, left : left + width] for image, top, left in zip(padded, tops, lefts, strict=True)
+    ]
+    return np.stack(moved)
 
 
 def _batches(length: int, batch_size: int, steps: int, seed: int) -> Iterator[Int64Array]:

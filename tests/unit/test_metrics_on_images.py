@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from genworker import metrics
-from genworker.metrics.classifier import ClassifierConfig
+from genworker.metrics.classifier import ClassifierConfig, accuracy, train_classifier
 from genworker.metrics.extractor import Extractor, random_extractor, train_extractor
 from tests.fakes import models
 
@@ -112,10 +113,31 @@ def test_real_images_score_at_the_floor() -> None:
     assert found["label_accuracy"] > 0.8
 
 
+def test_a_classifier_that_saw_shifts_knows_moved_images_and_does_not_rely_on_single_pixels() -> None:
+    """Trained with a pixel that tells the class, only the one that saw its images moved learns what they show."""
+    source = models.shipped_source(TRAIN + REFERENCE)
+    real = source.read(np.arange(TRAIN, TRAIN + REFERENCE))
+    assert real.labels is not None
+
+    def traced(indices: Int64Array) -> SampleBatch:
+        batch = source.read(indices)
+        assert batch.labels is not None
+        pixels = batch.pixels.copy()
+        pixels[np.arange(len(pixels)), 0, 2 * batch.labels + 3] = 255
+        return dataclasses.replace(batch, pixels=pixels)
+
+    found = {}
+    for max_shift in (0.0, 1 / 16):
+        config = ClassifierConfig(images=5 * TRAIN, max_shift=max_shift)
+        network = train_classifier(traced, TRAIN, source.schema, config)
+        found[max_shift] = accuracy(network, [(real.pixels, real.labels)])
+    assert found[1 / 16] > found[0.0] + 0.1, found
+
+
 def test_an_extractor_is_the_same_when_it_is_made_again() -> None:
     """Equal data and seed give equal bytes, so that cards of two evaluations agree; another seed gives others."""
     source = models.shipped_source(400)
-    config = ClassifierConfig(images=800)
+    config = ClassifierConfig(images=800, max_shift=1 / 16)
     first, again = (train_extractor(source.read, 400, source.schema, config) for _ in range(2))
     assert first.to_bytes() == again.to_bytes()
     other = train_extractor(source.read, 400, source.schema, config.model_copy(update={"seed": 1}))
