@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--run-id", metavar="NAME", help="For {{ run_id }} in the spec.")
 @LINEAGE
 @click.option("--dry-run", is_flag=True, help="List the runs, and whether they are there, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with a summary of each run that was made.")
 def backfill(
     *,
     spec: str,
@@ -33,6 +34,7 @@ def backfill(
     run_id: str | None,
     lineage: str | None,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Make the runs of SPEC that are missing between two dates, one after the other.
 
@@ -43,21 +45,26 @@ def backfill(
     from genworker.stores import open_store
 
     runs = runs_between(spec, overrides, first.date(), last.date(), run_id)
-    made = 0
+    lines = []
     for date, run in runs:
-        there = commit.published(open_store(run.out)) is not None
-        if there or dry_run:
-            click.echo(f"{date}  {run.out}  {'published' if there else 'missing'}")
-            made += not there
-            continue
-        from genworker.cli.live import run_generation
+        state, summary = "published", None
+        if commit.published(open_store(run.out)) is None:
+            state = "missing"
+        if state == "missing" and not dry_run:
+            from genworker.cli.live import run_generation
 
-        result = run_generation(
-            run, f"generate {date}", name=Path(spec).stem, date=date, run_id=run_id, lineage=lineage
-        )
-        made += result.samples_made > 0
-        click.echo(f"{date}  {run.out}  {'made' if result.samples_made else 'published'}")
-    click.echo(f"{'missing' if dry_run else 'made'}: {made} of {len(runs)} runs")
+            result = run_generation(
+                run, f"generate {date}", name=Path(spec).stem, date=date, run_id=run_id, lineage=lineage
+            )
+            state, summary = "made" if result.samples_made else "published", result.summary
+        lines.append({"date": str(date), "url": run.out, "state": state, "summary": summary})
+        if not as_json:
+            click.echo(f"{date}  {run.out}  {state}")
+    if as_json:
+        click.echo(json.dumps({"runs": lines}, indent=2))
+        return
+    sought = "missing" if dry_run else "made"
+    click.echo(f"{sought}: {sum(line['state'] == sought for line in lines)} of {len(runs)} runs")
 
 
 @click.command()

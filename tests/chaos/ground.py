@@ -162,7 +162,7 @@ def ground_in(
         rclone = rclone or stack.enter_context(rclone_server(folder / "rclone"))
         restarting = stack.enter_context(rclone_server(folder / "restarting"))
         bundle = save_bundle(str(folder / "bundle"))
-        ground = Ground(folder, moto, rclone, bundle, plan_for(bundle, format=format), _forkserver(), restarting)
+        ground = Ground(folder, moto, rclone, bundle, plan_for(bundle, format=format), forkserver(), restarting)
         place = ground.new_place("folder")
         for _ in range(2):  # the first pays for what is loaded once
             place = ground.new_place("folder")
@@ -184,7 +184,7 @@ def ground_in(
         yield ground
 
 
-def _forkserver() -> Any:
+def forkserver() -> Any:
     """Processes that are forked from one without threads, in which everything heavy is loaded already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.chaos.preload"])

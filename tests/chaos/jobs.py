@@ -13,15 +13,16 @@ import traceback
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from genworker import bundle as bundles
-from genworker.bulk import commit
+from genworker.bulk import commit, removal
 from genworker.bulk.attempts import Attempts
 from genworker.bulk.plan import Plan
 from genworker.bulk.protocol import Driver
+from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
 from genworker.bulk.shard import ShardMaker
 from genworker.bulk.speculation import Stragglers
 from genworker.bulk.tally import Tally
@@ -74,10 +75,41 @@ def publish(out: str, bundle: str, plan: Plan) -> None:
     Driver(store, plan, bundles.load(open_store(bundle)), _Threads(out).run, receipts_per_object=2).run()
 
 
+def trigger(request: Mapping[str, Any], report: str) -> None:
+    """What `genworker generate` does with a request, likewise, and leave in a file what it `Counted`."""
+    spec = GenerateSpec.parse(dict(request), origin="trigger")
+    threads = _Threads(spec.out)
+    store = open_store(spec.out)
+    removal.check_kept(store)
+    bundle = bundles.load(open_store(spec.bundle))
+    plan = commit.read_plan(store)
+    if plan is None:
+        numerics = numerics_for(spec, sample_schema(bundle.info), torch.device("cpu"))
+        plan = commit.agree(store, make_plan(spec, bundle.info, numerics))
+    check_same(spec, bundle.info, plan)
+    if commit.published(store) is None:
+        Driver(store, plan, bundle, threads.run).run()
+    counted = Counted(len(threads.made), sum(receipt.duplicate for receipt in threads.made))
+    Path(report).write_text(json.dumps(asdict(counted)), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How often a trigger made a shard, and how many of these were stored already when it had made them."""
+
+    made: int
+    wasted: int
+
+
 class _Threads:
-    """Makes shards in threads; what is given out, tried again and tried twice is decided as for actors."""
+    """Makes shards in threads; what is given out, tried again and tried twice is decided as for actors.
+
+    Attributes:
+        made: what each attempt that succeeded came to, also those that nobody waited for.
+    """
 
     def __init__(self, out: str) -> None:
+        self.made: list[Receipt] = []
         self._out = out
         self._maker: ShardMaker | None = None
 
@@ -114,4 +146,6 @@ class _Threads:
     def _make(self, attempt: Attempt) -> Receipt:
         maker = self._maker or ShardMaker(open_store(self._out), torch.device("cpu"))
         self._maker = maker
-        return maker.make(attempt.task, attempt.number)
+        receipt = maker.make(attempt.task, attempt.number)
+        self.made.append(receipt)
+        return receipt

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import datetime
+import json
 import random
-import threading
-from collections import Counter
+import secrets
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 import yaml
 from click.testing import CliRunner
 
-from genworker import bundle as bundles
-from genworker.bulk import commit, removal
-from genworker.bulk.protocol import Driver
-from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
+from genworker.bulk.request import GenerateSpec
 from genworker.bulk.schedule import load_run, runs_between
-from genworker.bulk.shard import ShardMaker
 from genworker.cli import cli
 from genworker.config import preset_names
 from genworker.errors import UsageError
 from genworker.reading import verify
-from genworker.stores import open_store
-from tests.datasets import published_digests
+from tests.chaos.ground import FINISH_SECONDS, forkserver
+from tests.chaos.jobs import Counted, trigger
+from tests.datasets import published_digests, stored_shards
 from tests.memory import growth
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-    from genworker.bulk.plan import Task
-    from genworker.bulk.records import Receipt
 
 MONDAY = datetime.date(2026, 11, 23)
 
@@ -166,56 +158,37 @@ def test_the_command_line_fills_in_a_spec(spec_file: str) -> None:
     assert "Missing option '--out'" in missing.output
 
 
-def trigger(spec: GenerateSpec, made: Counter[str], lock: threading.Lock) -> None:
-    """What `genworker generate` does with a spec, on one thread in place of a cluster; counts the shards that it makes."""
-    store = open_store(spec.out)
-    removal.check_kept(store)
-    bundle = bundles.load(open_store(spec.bundle))
-    device = torch.device("cpu")
-    plan = commit.read_plan(store)
-    if plan is not None:
-        check_same(spec, bundle.info, plan)
-        if commit.published(store) is not None:
-            return
-    else:
-        plan = commit.agree(store, make_plan(spec, bundle.info, numerics_for(spec, sample_schema(bundle.info), device)))
-
-    def make(tasks: Iterator[Task]) -> Iterator[Receipt]:
-        maker: Any = None
-        for task in tasks:
-            maker = maker or ShardMaker(store, device)
-            receipt = maker.make(task, 0)
-            with lock:
-                made[f"{spec.out}/{task.key}"] += 1
-            yield receipt
-
-    Driver(store, plan, bundle, make).run()
+def pull(spec: GenerateSpec, folder: Path) -> Counted:
+    """Trigger a run in a process of its own, and wait for its end."""
+    report = folder / f"trigger-{secrets.token_hex(8)}.json"
+    process = forkserver().Process(target=trigger, args=(spec.model_dump(mode="json"), str(report)))
+    process.start()
+    process.join(FINISH_SECONDS)
+    assert process.exitcode == 0
+    return Counted(**json.loads(report.read_text(encoding="utf-8")))
 
 
-def test_fifty_overlapping_triggers_make_ten_datasets(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten dates, each triggered five times, eight triggers at once: ten sound datasets, each shard stored once.
+@pytest.mark.slow
+def test_fifty_overlapping_triggers_make_ten_datasets(spec_file: str, tmp_path: Path) -> None:
+    """Ten dates, each triggered five times, eight drivers at once: ten sound datasets, each shard stored once.
 
-    A shard that two triggers make at the same time is work for nothing, never a second copy; the count is printed.
+    A shard that two drivers make at the same time is work for nothing, never a second copy; the count is printed.
     """
     runs = runs_between(spec_file, [], MONDAY, MONDAY + datetime.timedelta(days=9))
     triggers = [spec for _, spec in runs for _ in range(5)]
     random.Random(3).shuffle(triggers)
-    made: Counter[str] = Counter()
-    lock = threading.Lock()
     with ThreadPoolExecutor(8) as threads:
-        for done in [threads.submit(trigger, spec, made, lock) for spec in triggers]:
-            done.result()
+        counted = list(threads.map(lambda spec: pull(spec, tmp_path), triggers))
     digests = [published_digests(spec.out) for _, spec in runs]
     assert all(verify(spec.out) == [] for _, spec in runs)
     assert len({tuple(sorted(digest.items())) for digest in digests}) == 10  # each date has samples of its own
-    assert len(made) == 10 * 6
-    wasted = made.total() - len(made)
-    with capsys.disabled():
-        print(f"\n50 triggers over 10 dates: 10 datasets, 60 shards, {wasted} made in vain")  # noqa: T201 - the figure is asked for
+    made, wasted = (sum(getattr(one, what) for one in counted) for what in ("made", "wasted"))
+    working = sum(one.made > 0 for one in counted)
+    print(  # noqa: T201 - the figures are asked for
+        f"50 triggers over 10 dates, {working} of them with work: 10 datasets, 60 shards, {wasted} made in vain"
+    )
+    assert made - wasted == 60 == sum(len(stored_shards(spec.out)) for _, spec in runs)
     assert wasted < 50 * 6 - 60
     # Replayed once all is there, the same triggers make nothing.
-    before = made.total()
-    for spec in triggers[:10]:
-        trigger(spec, made, lock)
-    assert made.total() == before
+    assert [pull(spec, tmp_path) for spec in triggers[:5]] == [Counted(0, 0)] * 5
     assert [published_digests(spec.out) for _, spec in runs] == digests
