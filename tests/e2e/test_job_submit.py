@@ -11,6 +11,7 @@ import shlex
 import shutil
 import socket
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ from click.testing import CliRunner
 
 import genworker
 from genworker import bundle as bundles
+from genworker.bulk import commit, ledger
+from genworker.bulk.plan import RECEIPTS_PREFIX
+from genworker.bulk.records import ReceiptBatch
 from genworker.cli import cli
 from genworker.reading import verify
 from genworker.stores import open_store
@@ -29,7 +33,8 @@ from genworker.submit.request import STOP_WAIT, STOP_WAIT_SECONDS
 from genworker.training.record import BUNDLE_PREFIX
 from tests import canaries
 from tests.certificates import Authority
-from tests.datasets import all_samples
+from tests.chaos.jobs import trigger
+from tests.datasets import all_samples, published_digests, stored_shards
 from tests.fakes.training import tiny_training
 from tests.processes import run, running, titled
 from tests.readme import shell_lines
@@ -189,6 +194,45 @@ def test_submitting_twice_runs_once(head: Head, tiny_bundle: str, tmp_path: Path
     assert (third.process.returncode, third.stdout) == (0, "")
     assert "-2026-11-25 has succeeded already" in third.stderr
     assert verify(str(out)) == []
+
+
+def test_a_stopped_job_drains_and_is_submitted_anew(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
+    """Ray's job API stops a job in mid-run: each shard that is there has its receipt, and the next submit makes the others."""
+    num_shards, values = 120, {"num_samples": 18_000, "samples_per_shard": 150, "seed": 5, "actors": 2}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    out, undisturbed = str(tmp_path / "out"), str(tmp_path / "undisturbed")
+    command = submit(head, ["generate", tiny_bundle, "--out", out, *flags, "--json"], working_dir=None)
+    with running(command, tmp_path, head.environment) as first:
+        first.wait_until(lambda: Path(out, "data").is_dir() and len(stored_shards(out)) >= 3)
+        job_id, began = first.stderr.split()[1], time.monotonic()
+        answer = requests.post(
+            f"{head.address}/api/jobs/{job_id}/stop", headers={"Authorization": f"Bearer {head.token}"}, timeout=30
+        )
+        assert answer.json() == {"stopped": True}
+        assert first.wait() != 0
+    assert time.monotonic() - began < STOP_WAIT_SECONDS
+    assert "stopping: no new shards, up to 20 s for" in first.stdout
+    assert "Stopped. What was made stays; run the same command again to go on." in first.stdout
+    store = open_store(out)
+    plan = commit.read_plan(store)
+    assert plan is not None
+    kept = stored_shards(out)
+    assert {plan.shard_key(index) for index in ledger.read(store, plan)} == set(kept)
+    assert 3 <= len(kept) < num_shards
+    times = {key: Path(out, key).stat().st_mtime_ns for key in kept}
+
+    second = run(command, tmp_path, head.environment)
+    assert second.process.returncode == 0, second.stdout + second.stderr
+    assert second.stderr.split()[1] == f"{job_id}-retry1"
+    summary, _ = json.JSONDecoder().raw_decode(second.stdout[second.stdout.index("\n{\n") + 1 :])
+    assert summary["made"]["shards"] == num_shards - len(kept)
+    assert {key: Path(out, key).stat().st_mtime_ns for key in kept} == times
+    batches = [ReceiptBatch.model_validate_json(store.get(info.key)) for info in store.list(RECEIPTS_PREFIX)]
+    receipts = [receipt.shard_index for batch in batches for receipt in batch.receipts]
+    assert sorted(receipts) == list(range(num_shards))  # one of each: none was made again
+    trigger({**values, "bundle": tiny_bundle, "out": undisturbed}, str(tmp_path / "counted.json"))
+    assert published_digests(out) == published_digests(undisturbed)
+    print(f"stopped with {len(kept)} of {num_shards} shards, then made {summary['made']['shards']}")  # noqa: T201
 
 
 def test_a_failed_job_is_submitted_anew(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
