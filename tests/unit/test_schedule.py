@@ -158,6 +158,19 @@ def test_the_command_line_fills_in_a_spec(spec_file: str) -> None:
     assert "Missing option '--out'" in missing.output
 
 
+def test_a_backfill_tells_what_became_of_each_date(spec_file: str, tmp_path: Path) -> None:
+    """As lines and as JSON; what is published is left, without a cluster."""
+    first, second = (spec for _, spec in runs_between(spec_file, [], MONDAY, MONDAY + datetime.timedelta(days=1)))
+    trigger(first.model_dump(mode="json"), str(tmp_path / "counted.json"))
+    command = ["backfill", spec_file, "--from", "2026-11-23", "--to"]
+    told = CliRunner().invoke(cli, [*command, "2026-11-24", "--dry-run"]).stdout
+    assert told == (f"2026-11-23  {first.out}  published\n2026-11-24  {second.out}  missing\nmissing: 1 of 2 runs\n")
+    done = CliRunner().invoke(cli, [*command, "2026-11-23", "--json"])
+    assert json.loads(done.stdout)["runs"] == [
+        {"date": "2026-11-23", "url": first.out, "state": "published", "summary": None}
+    ]
+
+
 def pull(spec: GenerateSpec, folder: Path) -> Counted:
     """Trigger a run in a process of its own, and wait for its end."""
     report = folder / f"trigger-{secrets.token_hex(8)}.json"
