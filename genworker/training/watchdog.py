@@ -21,6 +21,7 @@ from genworker.families.base import Band
 
 _REMEMBERED = 20  # reports that a usual value is taken from, and that steps which were not finite are counted over
 _MIN_REMEMBERED = 3
+_GROWTH = "growth of "
 
 _Raise = Callable[[str, str], None]  # kind, text
 
@@ -148,7 +149,7 @@ class Watchdog:
     def good(self) -> bool:
         """Whether nothing that means divergence is outside its band now, so that a checkpoint is worth going back to."""
         fatal = {"nonfinite_steps", *(band.metric for band in self._bands if band.action == "rollback")}
-        return not any(count for kind, count in self._outside.items() if kind in fatal or kind.endswith(".grad_norm"))
+        return not any(count for kind, count in self._outside.items() if kind in fatal or kind.startswith(_GROWTH))
 
     def rolled_back(self, nonfinite_steps: int) -> None:
         """Begin anew after a rollback; what is usual stays."""
@@ -192,7 +193,8 @@ class Watchdog:
         for name in (name for name in metrics if name.endswith(".grad_norm")):
             value, growth = float(metrics[name]), self._spec.gradient_growth
             usual = _usual(self._usual, name, value, at_most=growth)
-            if _counts(self._outside, name, outside=not value <= growth * usual, patience=patience):
+            # Apart from a band of the same metric, which counts by itself.
+            if _counts(self._outside, _GROWTH + name, outside=not value <= growth * usual, patience=patience):
                 diverged = True
                 alarm(name, f"{name} is {value:.4g}, more than {growth:g} times its usual size {usual:.4g}")
         return diverged

@@ -124,6 +124,17 @@ def test_exploding_gradients_are_a_divergence() -> None:
     assert "times its usual size 2" in alarm.text
 
 
+def test_a_band_of_a_gradient_norm_counts_apart_from_its_growth() -> None:
+    """A gradient that vanishes is outside its band and not grown: the alarm comes, and is no divergence."""
+    run = Run(Band("g.grad_norm", 1e-5, None, "it has vanished"), patience=3)
+    for _ in range(5):
+        run.report(g__grad_norm=2.0)
+    found = [run.report(g__grad_norm=1e-7) for _ in range(4)]
+    assert [kinds(one) for one in found] == [[], [], ["g.grad_norm"], []]
+    assert not any(diverged for diverged, _ in found)
+    assert run.watchdog.good()
+
+
 def test_non_finite_steps_warn_first_and_then_diverge() -> None:
     """Few are an alarm, more than the limit since the last good start a divergence, and a rollback starts a new count."""
     run = Run(max_nonfinite_steps=3)
