@@ -45,9 +45,13 @@ def bands(config: R3GANConfig) -> tuple[Band, ...]:
     """What the watchdog expects of a run of ``config``.
 
     The limits lie between what healthy runs on Fashion-MNIST showed (pair_sign up to 0.985, penalty_balance within 0.1,
-    held_out_gap below 0.2, the generator's loss up to 3.4 at the start and 2 later) and what lost ones did; a spec's
-    ``watchdog.bands`` replaces them.
+    held_out_gap below 0.2, the relativistic generator's loss up to 3.4 at the start and 2 later) and what lost ones did; a
+    spec's ``watchdog.bands`` replaces them. What the limits of single losses lie between stands beside them: the largest value
+    that three reports in a row kept to, in small runs of one to three seeds.
     """
+    # A WGAN-GP critic, which is several steps ahead, tells all pairs apart at first and still shows the way. pair_sign in the
+    # second half: healthy 0.95 to 0.97; learning rate of the critic or of the generator x 20: 1.
+    critic = config.gp is not None
     expected = [
         Band(
             "discriminator.pair_sign",
@@ -56,7 +60,7 @@ def bands(config: R3GANConfig) -> tuple[Band, ...]:
             "above, the discriminator tells every pair of a real and a generated image apart and the generator learns little: "
             "lower family.lr or family.discriminator_lr_scale, raise family.gamma, or widen the generator; below, it cannot "
             "tell them at all: lower family.gamma or widen the discriminator",
-            from_progress=0.2,  # at first real and generated images have nothing in common
+            from_progress=0.5 if critic else 0.2,  # at first real and generated images have nothing in common
         ),
         Band(
             "discriminator.real_sign",
@@ -90,6 +94,34 @@ def bands(config: R3GANConfig) -> tuple[Band, ...]:
                 from_progress=0.1,
             )
         )
+    if config.loss == "hinge":
+        # Healthy 0.74 to 0.78, with R1 alone or gamma 0.2 throughout 0.95 and 1.03, without penalties 1.06 and 1.09 (not lost
+        # at this length). Learning rate of the discriminator x 20: 1.6 and 1.7, without penalties 8.4; of the generator: 2.2
+        # and 2.6.
+        expected.append(
+            Band(
+                "generator.loss",
+                None,
+                1.3,
+                "the discriminator scores generated images far below -1, where a hinge loss asks no more of it, and is far "
+                "ahead of the generator: raise family.gamma (is r1 or r2 off?), or lower family.lr or "
+                "family.discriminator_lr_scale",
+                from_progress=0.1,
+            )
+        )
+    if config.loss == "wasserstein" and not critic:
+        # Scores have no scale of their own, but what the penalties cost has one: healthy 4.4 to 4.9, and 3.5 to 4.5 with R1
+        # alone or gamma from 0.2 to 10. Learning rate of the discriminator x 20: 18 and 38, of the generator: 132.
+        expected.append(
+            Band(
+                "discriminator.penalty",
+                None,
+                10.0,
+                "the critic is too steep, as its gradient penalties show, and the game swings instead of settling: "
+                "lower family.lr or family.discriminator_lr_scale, or raise family.gamma",
+                from_progress=0.1,
+            )
+        )
     if config.r1 or config.r2:
         expected.append(
             Band(
@@ -100,7 +132,7 @@ def bands(config: R3GANConfig) -> tuple[Band, ...]:
                 "on one side only; switch both family.r1 and family.r2 on, or raise family.gamma",
             )
         )
-    if config.gp is not None:
+    if critic:
         expected.append(
             Band(
                 "discriminator.gradient_norm",

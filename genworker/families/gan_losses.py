@@ -22,7 +22,7 @@ class AdversarialLoss:
         discriminator: scores of real and generated images to the discriminator's loss.
         generator: the same to the generator's; scores of real images are None unless ``pairs``.
         pairs: the generator's loss looks at real images too.
-        anchored: score 0 means "undecided"; otherwise only differences of scores have a meaning.
+        anchored: score 0 means "undecided"; otherwise only differences of scores have a meaning, in a balanced game at least.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
@@ -51,12 +51,13 @@ LOSSES: dict[str, AdversarialLoss] = {
         pairs=False,
         anchored=True,
     ),
-    # Hinge (Lim and Ye 2017).
+    # Hinge (Lim and Ye 2017). Between its margins -1 and 1, where a balanced game is played, adding a number to all scores
+    # changes nothing.
     "hinge": AdversarialLoss(
         discriminator=lambda real, fake: (F.relu(1.0 - real) + F.relu(1.0 + fake)).mean(),
         generator=lambda _real, fake: -fake.mean(),
         pairs=False,
-        anchored=True,
+        anchored=False,
     ),
     # Wasserstein (Arjovsky et al. 2017); it needs a penalty, or the scores grow without bound.
     "wasserstein": AdversarialLoss(

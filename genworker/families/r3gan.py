@@ -120,7 +120,8 @@ class R3GAN:
             losses["r1"] = gan_losses.squared_norms(at_real.float(), len(real)).mean()
             losses["r2"] = gan_losses.squared_norms(at_fake.float(), len(fake)).mean()
             gamma = config.gamma.at(ctx.progress)
-            loss = loss + gamma / 2 * (config.r1 * losses["r1"] + config.r2 * losses["r2"])
+            losses["penalty"] = gamma / 2 * (config.r1 * losses["r1"] + config.r2 * losses["r2"])
+            loss = loss + losses["penalty"]
         losses |= gan_health.signs(real, fake, ctx, anchored=self._loss.anchored)
         if "r1" in losses:
             losses["penalty_balance"] = gan_health.balance(losses["r1"], losses["r2"], ctx)

@@ -63,10 +63,11 @@ class R3GANConfig(FamilyConfig):
                 f"gp {self.gp:g} with loss {self.loss}: a gradient of norm 1 is what a Wasserstein critic has; take "
                 "loss: wasserstein, or r1 and r2 instead of gp"
             )
-        if self.loss == "wasserstein" and self.gp is None and not zero_centred:
+        weight = max(self.gamma.start, self.gamma.end) if zero_centred else self.gp or 0.0
+        if self.loss == "wasserstein" and not weight > 0:
             raise ValueError(
                 "loss wasserstein without a penalty: the critic's scores would grow without bound; set gp: 10 (WGAN-GP), or "
-                "r1 and r2"
+                "r1 and r2 with gamma above 0"
             )
         return self
 

@@ -60,14 +60,14 @@ def test_the_losses_are_what_their_papers_say(name: str) -> None:
     assert float(loss.generator(*scores)) == pytest.approx(expected[1] / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["relativistic", "wasserstein"])
-def test_unanchored_losses_of_the_discriminator_see_differences_only(name: str) -> None:
-    """Adding a constant to all scores changes nothing, which is why r_t is measured from the middle there."""
+@pytest.mark.parametrize(("name", "shift"), [("relativistic", 7.0), ("wasserstein", 7.0), ("hinge", 0.6)])
+def test_unanchored_losses_of_the_discriminator_see_differences_only(name: str, shift: float) -> None:
+    """Adding a constant to all scores (of hinge, between its margins) changes nothing: r_t is measured from the middle."""
     loss = gan_losses.LOSSES[name]
-    real, fake = torch.tensor([0.3, -1.2]), torch.tensor([-0.5, 0.4])
-    torch.testing.assert_close(loss.discriminator(real + 7, fake + 7), loss.discriminator(real, fake))
+    real, fake = torch.tensor([0.3, -0.7]), torch.tensor([-0.5, 0.4])
+    torch.testing.assert_close(loss.discriminator(real + shift, fake + shift), loss.discriminator(real, fake))
     assert not loss.anchored
-    here, there = (gan_health.signs(real + shift, fake + shift, Context(2), anchored=False) for shift in (0.0, 7.0))
+    here, there = (gan_health.signs(real + shift, fake + shift, Context(2), anchored=False) for shift in (0.0, shift))
     assert torch.equal(here["real_sign"], there["real_sign"])
 
 
@@ -170,6 +170,7 @@ def test_two_time_scales_are_the_phases() -> None:
         ({"gp": 10.0}, "gp 10 with r1 and r2: gp pulls gradients to norm 1"),
         ({"gp": 10.0, "r1": False, "r2": False}, "gp 10 with loss relativistic"),
         ({"loss": "wasserstein", "r1": False, "r2": False}, "loss wasserstein without a penalty"),
+        ({"loss": "wasserstein", "gamma": 0}, "loss wasserstein without a penalty.*r1 and r2 with gamma above 0"),
         ({"gamma": {"start": -1, "end": 1}}, "gamma -1: must lie in"),
         ({"beta2": {"start": 0.9, "end": 1.0}}, "beta2 1: must lie in"),
         ({"pac": 0}, "pac"),
@@ -263,6 +264,7 @@ def test_a_discriminator_that_knows_its_images_by_heart_raises_the_alarm() -> No
     [
         {},
         {"loss": "hinge", "r2": False},
+        {"loss": "wasserstein", "r2": False},
         {"loss": "wasserstein", "r1": False, "r2": False, "gp": 10.0},
         {"augment": {"target": 0.6}},
         {"augment": {"schedule": 0.3}},

@@ -63,15 +63,26 @@ def alarms_of(**family: Any) -> tuple[list[str], list[dict[str, Any]]]:
     return [text for text in events if any(f": {metric} is" in text for metric in metrics)], reports
 
 
-def test_a_healthy_run_raises_no_alarm() -> None:
+@pytest.mark.parametrize("loss", ["relativistic", "hinge", "wasserstein"])
+def test_a_healthy_run_raises_no_alarm(loss: str) -> None:
     """The recipe's game ends balanced: pairs are told apart little better than by chance, and no band is left."""
-    alarms, reports = alarms_of()
+    alarms, reports = alarms_of(loss=loss)
     assert alarms == []
     assert reports[-1]["discriminator.pair_sign"] < 0.9
     assert abs(reports[-1]["discriminator.penalty_balance"]) < 0.2
 
 
-def test_a_discriminator_without_penalties_and_twenty_times_as_fast_raises_an_alarm() -> None:
+@pytest.mark.parametrize(
+    ("game", "metric"),
+    [
+        ({"r1": False, "r2": False}, "generator.loss"),
+        ({"loss": "hinge", "r1": False, "r2": False}, "generator.loss"),
+        ({"loss": "wasserstein", "gamma": 0.01}, "discriminator.penalty"),
+    ],
+)
+def test_a_discriminator_with_little_penalty_and_twenty_times_as_fast_raises_an_alarm(
+    game: dict[str, Any], metric: str
+) -> None:
     """It runs away from the generator, and the alarm says what to change."""
-    alarms, _ = alarms_of(r1=False, r2=False, discriminator_lr_scale=20.0)
-    assert any("generator.loss is" in text and "raise family.gamma" in text for text in alarms)
+    alarms, _ = alarms_of(**game, discriminator_lr_scale=20.0)
+    assert any(f"{metric} is" in text and "raise family.gamma" in text for text in alarms)
