@@ -99,6 +99,9 @@ class ResourceSpec(Spec):
     collective_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         300.0, description="how long a worker waits for the others before it gives up; a dead one is noticed at once"
     )
+    price_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="of one GPU, or without use_gpu of one CPU: the run estimates and reports its cost"
+    )
 
     @property
     def most_workers(self) -> int:

@@ -18,6 +18,7 @@ from genworker.errors import ClusterError, GenworkerError, SourceError, StoreErr
 from genworker.sources import open_source
 from genworker.stores import Store, open_store
 from genworker.training import best, checkpoint, preflight, record
+from genworker.training.bill import Bill
 from genworker.training.board import Board, Standing
 from genworker.training.callbacks.group import CallbackGroup
 from genworker.training.evaluator import Evaluator
@@ -51,12 +52,12 @@ def train(
     preflight.check(spec, open_source(spec.data))  # what is wrong should cost no cluster start, and leave the URL free
     store = open_store(url)
     record.claim(spec, store)
-    with cluster.connect() as can_grow:
+    with cluster.connect() as can_grow, Bill(spec, on_event) as bill:
         room = _room(spec.resources, spec.resources.wait_seconds if can_grow else 0.0, on_event)
         board = cluster.beside_driver(Board).remote()
         evaluator = Evaluator(spec, store.url, on_event, measured=record.last_evaluated(store))
         newest = next(iter(checkpoint.keys(store)), None)
-        follower = _Follower(board, evaluator, room, on_progress, on_event, newest=newest)
+        follower = _Follower(board, evaluator, room, on_progress, on_event, bill=bill, newest=newest)
         while True:
             room.await_fewest()
             outcome = _run(spec, store.url, board, follower)
@@ -129,11 +130,12 @@ class _Follower:
         on_progress: Callable[[Metrics], None],
         on_event: Callable[[str], None],
         *,
+        bill: Bill,
         newest: str | None,
     ) -> None:
         """``newest`` is the checkpoint that was there before, which is no news."""
         self.resized = False
-        self._board, self._evaluator, self._room = board, evaluator, room
+        self._board, self._evaluator, self._room, self._bill = board, evaluator, room, bill
         self._on_progress, self._on_event = on_progress, on_event
         self._shown: Metrics = {}
         self._num_told, self._newest = 0, newest
@@ -151,6 +153,7 @@ class _Follower:
             if standing.metrics != self._shown:
                 self._shown = standing.metrics
                 self._on_progress(standing.metrics)
+            self._bill.look(standing.num_workers if running else 0, standing.metrics)
             self._evaluator.offer(standing.last_checkpoint)
             if running:
                 self._mind_the_room(standing.num_workers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray
@@ -58,11 +58,18 @@ def test_a_run_leaves_bundle_checkpoints_metrics_and_spec(finished: str) -> None
 
 @pytest.mark.slow
 def test_checkpoints_are_measured_beside_training_and_the_best_is_kept(ray_cluster: int, tmp_path: Path) -> None:
-    """Evaluations lie in the run, the last checkpoint is among them, and best/ holds the bundle of the best one."""
+    """Evaluations lie in the run, the last checkpoint is among them, and best/ holds the bundle of the best one.
+
+    With a price, the run tells at its end what its workers cost.
+    """
     training = spec_for().training.model_dump() | {"holdout_share": 0.2, "callbacks": ["tensorboard"]}
     evaluation = {"num_samples": 64, "extractor_images": 600}
-    events: list[str] = []
-    trainer.train(spec_for(training=training, evaluation=evaluation), str(tmp_path), on_event=events.append)
+    resources = spec_for().resources.model_dump() | {"price_per_hour": 3.6}
+    spec = spec_for(training=training, evaluation=evaluation, resources=resources)
+    events: list[Any] = []
+    trainer.train(spec, str(tmp_path), on_event=events.append)
+    (cost,) = [event for event in events if event.startswith("cost of this start: ")]
+    assert cost.facts["cost"] > 0
     store = open_store(str(tmp_path))
     evaluations = record.read_evaluations(store)
     assert evaluations[-1]["images_seen"] == IMAGES
@@ -70,9 +77,8 @@ def test_checkpoints_are_measured_beside_training_and_the_best_is_kept(ray_clust
     (best, *_) = record.best_evaluations(evaluations, "frechet")
     assert bundles.load(store, record.BEST_PREFIX).info.lineage.images_seen == best
     for prefix, images in ((record.BEST_PREFIX, best), (record.BUNDLE_PREFIX, IMAGES)):
-        evaluation = bundles.load(store, prefix).info.lineage.evaluation
-        assert evaluation is not None
-        assert evaluation == next(Measured.of(line) for line in evaluations if line["images_seen"] == images)
+        kept = bundles.load_info(store, prefix).lineage.evaluation
+        assert kept == next(Measured.of(line) for line in evaluations if line["images_seen"] == images)
     events_of_run = EventAccumulator(str(tmp_path / "tensorboard"))
     events_of_run.Reload()
     told = [event.step for event in events_of_run.Scalars("evaluation/frechet")]

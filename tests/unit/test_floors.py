@@ -58,6 +58,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
                 "upload",
                 "recorder",
                 "hooks",
+                "bill",
                 "resume",
                 "packing",
                 "preflight",
