@@ -125,7 +125,7 @@ def test_exploding_gradients_are_a_divergence() -> None:
 
 
 def test_a_band_of_a_gradient_norm_counts_apart_from_its_growth() -> None:
-    """A gradient that vanishes is outside its band and not grown: the alarm comes, and is no divergence."""
+    """A gradient that vanishes is outside its band and not grown: an alarm and no divergence; one that explodes diverges."""
     run = Run(Band("g.grad_norm", 1e-5, None, "it has vanished"), patience=3)
     for _ in range(5):
         run.report(g__grad_norm=2.0)
@@ -133,6 +133,7 @@ def test_a_band_of_a_gradient_norm_counts_apart_from_its_growth() -> None:
     assert [kinds(one) for one in found] == [[], [], ["g.grad_norm"], []]
     assert not any(diverged for diverged, _ in found)
     assert run.watchdog.good()
+    assert [run.report(g__grad_norm=1e3)[0] for _ in range(3)] == [False, False, True]
 
 
 def test_non_finite_steps_warn_first_and_then_diverge() -> None:
