@@ -6,6 +6,7 @@ they were started, and which error ended them.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,18 @@ from genworker.errors import GenworkerError
 from genworker.training.hooks import News
 from genworker.training.record import Metrics
 
+# States of Ray Train's controller.
+_ASKING, _RESTARTING = "SchedulingState", "RestartingState"
+_WITHOUT_PLACES = {_ASKING, "ReschedulingState", _RESTARTING}
+
 
 @dataclass
 class Standing:
-    """What a driver reads: see `Board`."""
+    """What a driver reads: see `Board`.
+
+    ``seconds_without_places`` is for how long the run has had none, up to the last time that this was certain: whoever has just
+    asked for places may have got them, and its workers may be starting.
+    """
 
     metrics: Metrics = field(default_factory=dict)
     events: list[News] = field(default_factory=list)
@@ -24,6 +33,7 @@ class Standing:
     last_checkpoint: str | None = None
     starts: int = 0
     num_workers: int = 0
+    seconds_without_places: float = 0.0
 
 
 class Board:
@@ -33,10 +43,26 @@ class Board:
         self._standing = Standing()
         self._stop = False
         self._controller: Any = None
+        self._without_places_since: float | None = None
+        self._asked_at: float | None = None
 
     def meet(self, controller: Any) -> None:
-        """Take the actor that runs the workers."""
+        """Take the actor that runs the workers, and that has no places for them yet."""
         self._controller = controller
+        self._without_places_since, self._asked_at = time.monotonic(), None
+
+    def turn(self, state: str) -> None:
+        """Take the state that the actor which runs the workers is in now, by the name of Ray Train's class."""
+        now = time.monotonic()
+        self._asked_at = now if state == _ASKING else None
+        if state not in _WITHOUT_PLACES:
+            self._without_places_since = None
+        elif self._without_places_since is None:
+            self._without_places_since = now
+        if state == _RESTARTING:
+            self.event(
+                News("workers were lost, and are started again from the newest checkpoint", "worker_lost", quiet=True)
+            )
 
     def controller(self) -> Any:
         """The actor that runs the workers, or None before it has started."""
@@ -97,4 +123,6 @@ class Board:
 
     def read(self) -> Standing:
         """Everything."""
+        since, until = self._without_places_since, self._asked_at or time.monotonic()
+        self._standing.seconds_without_places = 0.0 if since is None else max(0.0, until - since)
         return self._standing

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from genworker import cluster
+from genworker.training.room import LEAST_PLACE_SECONDS
 from genworker.training.spec import ResourceSpec, TrainSpec
 
 PLACE_SECONDS_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _PLACE_SECONDS = 5.0  # of an elastic group
-_LEAST_SECONDS = 60.0  # of a fixed one: Ray Train's own
 
 
 def fit(spec: TrainSpec, url: str, board: Any) -> Any:
@@ -68,7 +68,8 @@ def fit(spec: TrainSpec, url: str, board: Any) -> Any:
 def failure_limits(resources: ResourceSpec) -> dict[str, int]:
     """How often Ray Train replaces what was lost, and how often it asks again for places that it did not get.
 
-    An elastic group asks every few seconds, for as many as there are; how long that goes on, `Room` decides.
+    An elastic group asks every few seconds, for as many as there are; how long that goes on, `genworker.training.room.Room`
+    decides.
     """
     asks = -1 if isinstance(resources.workers, tuple) else resources.max_failures
     return {"max_failures": resources.max_failures, "controller_failure_limit": asks}
@@ -84,7 +85,9 @@ def place_seconds(resources: ResourceSpec) -> Iterator[None]:
     if PLACE_SECONDS_VARIABLE in os.environ:
         yield
         return
-    seconds = _PLACE_SECONDS if isinstance(resources.workers, tuple) else max(_LEAST_SECONDS, resources.wait_seconds)
+    seconds = (
+        _PLACE_SECONDS if isinstance(resources.workers, tuple) else max(LEAST_PLACE_SECONDS, resources.wait_seconds)
+    )
     os.environ[PLACE_SECONDS_VARIABLE] = f"{seconds:g}"
     try:
         yield

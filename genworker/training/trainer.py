@@ -93,6 +93,8 @@ def _room(resources: ResourceSpec, wait_seconds: float, on_event: Callable[[str]
             wait_seconds=wait_seconds,
             on_event=lambda text: on_event(News(text, "waiting")),
         ),
+        lambda: cluster.describe(needs),
+        on_event,
     )
 
 
@@ -141,7 +143,7 @@ class _Follower:
         self._num_told, self._newest = 0, newest
 
     def follow(self, ended: threading.Event) -> None:
-        """Show news until ``ended`` is set. Raises ClusterError where lost nodes are not replaced."""
+        """Show news until ``ended`` is set. Raises ClusterError where lost nodes are not replaced, or others use all."""
         self.resized, running = False, True
         while running:
             running = not ended.is_set()  # read once more after the end
@@ -156,7 +158,7 @@ class _Follower:
             self._bill.look(standing.num_workers if running else 0, standing.metrics)
             self._evaluator.offer(standing.last_checkpoint)
             if running:
-                self._mind_the_room(standing.num_workers)
+                self._mind_the_room(standing.num_workers, standing.seconds_without_places)
             ended.wait(_POLL_SECONDS)
 
     def _tell_checkpoint(self, key: str | None) -> None:
@@ -166,8 +168,8 @@ class _Follower:
             self._on_event(news)
         self._newest = key
 
-    def _mind_the_room(self, num_workers: int) -> None:
-        more = self._room.look(num_workers)
+    def _mind_the_room(self, num_workers: int, seconds_without_places: float) -> None:
+        more = self._room.look(num_workers, seconds_without_places)
         if more and not self.resized:
             self.resized = True
             text = f"there is room for {more} workers instead of {num_workers}: saving, and going on with more"

@@ -10,6 +10,7 @@ import pytest
 
 from genworker import cluster
 from genworker.errors import ClusterError
+from genworker.training import board as boards
 from genworker.training import room
 from genworker.training.board import Board
 from genworker.training.fit import PLACE_SECONDS_VARIABLE, failure_limits, place_seconds
@@ -28,7 +29,7 @@ class Nodes:
         monkeypatch.setattr(cluster, "room", lambda _options: self.fits)
         monkeypatch.setattr(cluster, "describe", lambda _options: "each needs 1 CPU")
         monkeypatch.setattr(cluster, "placement_group", lambda *_args, **_options: None)
-        for module in (room, cluster):
+        for module in (room, cluster, boards):
             monkeypatch.setattr(module, "time", self)
 
     def monotonic(self) -> float:
@@ -50,13 +51,13 @@ class Nodes:
             wait_seconds=asked.wait_seconds,
             on_event=on_event,
         )
-        return Room(asked, lambda: self.fits, wait)
+        return Room(asked, lambda: self.fits, wait, lambda: "each needs 1 CPU", on_event)
 
-    def look(self, watched: Room, num_workers: int, seconds: float) -> list[int]:
-        """What is answered, other than 0, when the run is looked after for so long."""
+    def look(self, watched: Room, num_workers: int, seconds: float, board: Board | None = None) -> list[int]:
+        """What is answered, other than 0, when the run is looked after for so long, whose places are as ``board`` knows."""
         answers, end = [], self.now + seconds
         while self.now < end:
-            answers.append(watched.look(num_workers))
+            answers.append(watched.look(num_workers, board.read().seconds_without_places if board else 0.0))
             self.now += 0.5
         return [answer for answer in answers if answer]
 
@@ -85,6 +86,48 @@ def test_lost_nodes_are_waited_for_and_then_named(monkeypatch: pytest.MonkeyPatc
         ClusterError, match=r"2 workers were asked for.*enough for 1; waited 60 s.*run the same command"
     ):
         nodes.look(watched, 2, seconds=100)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_elastic_run_whose_nodes_others_use_says_so_and_ends(monkeypatch: pytest.MonkeyPatch, *, lost: bool) -> None:
+    """From the start or after a loss: Ray Train asks every few seconds without an end, the room tells of it and ends it."""
+    events: list[str] = []
+    nodes, board = Nodes(monkeypatch, fits=2), Board()
+    watched = nodes.watched([1, 2], events.append)
+    board.meet(None)
+    if lost:
+        board.turn("RunningState")
+        assert not nodes.look(watched, 2, 600, board)
+        board.turn("RestartingState")
+
+    def ask() -> None:
+        for _ in range(100):
+            board.turn("SchedulingState")
+            nodes.look(watched, 2 if lost else 0, 5, board)
+            board.turn("ReschedulingState")
+
+    with pytest.raises(
+        ClusterError, match=r"1 workers were.*1 CPU, enough for 2, but other work uses it; waited 6\d s"
+    ):
+        ask()
+    assert ["other work uses it; gives up in " in event for event in events] == [True] * 3
+
+
+def test_workers_that_start_slowly_have_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was waited for counts up to when places were asked for; a start, a stop and a fixed size are no wait for them."""
+    nodes, board = Nodes(monkeypatch, fits=2), Board()
+    board.meet(None)
+    nodes.now += 40
+    board.turn("SchedulingState")
+    nodes.look(nodes.watched([1, 2]), 0, 600, board)
+    assert board.read().seconds_without_places == 40
+    for state in ("RunningState", "PreemptingState", "ShuttingDownState"):
+        board.turn(state)
+        nodes.now += 100
+        assert board.read().seconds_without_places == 0
+    board.turn("RestartingState")
+    assert [news.kind for news in board.read().events] == ["worker_lost"]
+    nodes.look(nodes.watched(2), 2, 600, board)  # Ray Train gives up by itself
 
 
 def test_room_for_more_workers_is_told_once_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
