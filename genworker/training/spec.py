@@ -91,13 +91,21 @@ class ResourceSpec(Spec):
         default_factory=dict, description="Ray labels that the nodes of workers must have; default: any node"
     )
     wait_seconds: Annotated[float, Field(ge=0)] = Field(
-        300.0, description="how long to wait for a cluster that lacks the room, from the start or after a loss"
+        300.0,
+        description="how long to wait for a cluster that lacks the room, from the start or after a loss; for room that other "
+        "work uses, a minute at least",
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="times that lost workers or nodes are replaced, each from the newest checkpoint"
     )
     collective_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         300.0, description="how long a worker waits for the others before it gives up; a dead one is noticed at once"
+    )
+    stop_grace_seconds: Annotated[float, Field(ge=0)] = Field(
+        30.0,
+        description="how long workers have to save a checkpoint when the run is stopped (SIGTERM, Ctrl-C). Who stops it has to "
+        "wait more than ten seconds longer: RAY_JOB_STOP_WAIT_TIME_S of `ray job stop` (60 with genworker submit, 120 in "
+        "infra/kuberay), and a pod's termination grace (150 there)",
     )
     price_per_hour: Annotated[float, Field(ge=0)] | None = Field(
         None, description="of one GPU, or without use_gpu of one CPU: the run estimates and reports its cost"

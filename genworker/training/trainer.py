@@ -29,7 +29,7 @@ from genworker.training.room import Room
 from genworker.training.spec import ResourceSpec, TrainSpec
 
 _POLL_SECONDS = 0.5
-_STOP_GRACE_SECONDS = 30.0
+END_SECONDS = 10.0  # after `ResourceSpec.stop_grace_seconds`, for a run that had to be killed
 
 
 def train(
@@ -40,7 +40,8 @@ def train(
 ) -> TrainResult:
     """Train ``spec`` into ``url`` on a Ray cluster, from the newest checkpoint if there is one.
 
-    KeyboardInterrupt makes the workers save a checkpoint and end, and is then raised again. Nodes that Ray says will go away
+    KeyboardInterrupt makes the workers save a checkpoint and end, in `ResourceSpec.stop_grace_seconds`, and is then raised
+    again. Nodes that Ray says will go away
     make them save too, and so do nodes that stay for a minute and have room for more workers; the run goes on with what
     there is.
 
@@ -195,7 +196,7 @@ def _run(spec: TrainSpec, url: str, board: Any, follower: _Follower) -> dict[str
         follower.follow(ended)
     except KeyboardInterrupt:
         ray.get(board.request_stop.remote())
-        if not ended.wait(_STOP_GRACE_SECONDS):
+        if not ended.wait(spec.resources.stop_grace_seconds):
             _give_up(board, ended)
         raise
     except ClusterError:
@@ -209,7 +210,7 @@ def _give_up(board: Any, ended: threading.Event) -> None:
     controller = ray.get(board.controller.remote())
     if controller is not None:
         ray.kill(controller)
-        ended.wait(_STOP_GRACE_SECONDS)
+        ended.wait(END_SECONDS)
 
 
 def _with_last_checkpoint(kind: type[GenworkerError], message: str, last: str | None) -> GenworkerError:

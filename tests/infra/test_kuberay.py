@@ -18,7 +18,10 @@ import pytest
 
 from genworker.bulk.schedule import load_run
 from genworker.cli import cli
+from genworker.config import load_spec, preset_names
 from genworker.submit.request import STOP_WAIT, STOP_WAIT_SECONDS, call_of
+from genworker.training.spec import TrainSpec
+from genworker.training.trainer import END_SECONDS
 from tests.infra.files import INFRA
 from tests.infra.hcl import load
 from tests.infra.manifests import (
@@ -164,10 +167,13 @@ def test_every_pod_is_restricted_and_asks_for_what_it_uses(overlay: str) -> None
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_drain_fits_into_the_grace(overlay: str) -> None:
-    """Ray gives a stopped driver longer than that drains, and the pod ends later still; Ray's default of 3 s is replaced."""
+    """Ray gives a stopped driver longer than it drains or saves, and the pod ends later still; Ray's own 3 s are replaced."""
     (drain,) = (option.default for option in cli.commands["generate"].params if option.name == "drain_timeout")
     assert isinstance(drain, float)
     assert drain < STOP_WAIT_SECONDS
+    for preset in preset_names():
+        stop = load_spec(TrainSpec, preset, (), {}).resources.stop_grace_seconds
+        assert stop + END_SECONDS < STOP_WAIT_SECONDS, preset
     for document in ray_documents(overlay):
         for name, group in groups(document):
             spec = group["template"]["spec"]
