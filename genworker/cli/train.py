@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from genworker.cli.options import LINEAGE
+
+if TYPE_CHECKING:
+    from genworker.training.spec import TrainSpec
 
 
 @click.command()
@@ -17,7 +21,7 @@ from genworker.cli.options import LINEAGE
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. training.images=50000."
 )
 @LINEAGE
-@click.option("--dry-run", is_flag=True, help="Print the resolved spec as YAML and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved spec as YAML, and the size of the run, and stop.")
 def train(
     *, spec: str, out: str, workers: int | None, overrides: tuple[str, ...], lineage: str | None, dry_run: bool
 ) -> None:
@@ -33,6 +37,7 @@ def train(
     resolved = load_spec(TrainSpec, spec, overrides, {"resources.workers": workers})
     if dry_run:
         click.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), nl=False)
+        click.echo(f"train: {_size_of(resolved)}", err=True)
         return
 
     from genworker.cli.live import run_training
@@ -41,3 +46,16 @@ def train(
     bundle_url = run_training(resolved, out, title, name=Path(spec).stem, lineage=lineage)
     click.echo(f"bundle: {bundle_url}")
     click.echo(f"next:   genworker generate {bundle_url} --out URL --num-samples 100000")
+
+
+def _size_of(spec: TrainSpec) -> str:
+    """What a run will be, in a line; the networks only where the data can be opened from here."""
+    from genworker.errors import SourceError, StoreError
+    from genworker.sources import open_source
+    from genworker.training import preflight
+
+    try:
+        networks = preflight.size_of_networks(spec, open_source(spec.data).schema)
+    except (SourceError, StoreError) as err:
+        networks = f"parameters are not known here ({err})"
+    return f"{preflight.size_of_run(spec)}; {networks}"

@@ -1,14 +1,16 @@
 """What can be known to be wrong with a run before it costs a cluster start, and before its URL is claimed.
 
-In: a spec and its open source. Out: nothing, or the error that every worker would meet. It reads no images and needs no
-memory for the networks.
+In: a spec and its open source. Out: what the run will be, or the error that every worker would meet. It reads no images and
+needs no memory for the networks.
 """
 
 from __future__ import annotations
 
 from genworker import families
 from genworker.errors import UsageError
+from genworker.families.base import Networks
 from genworker.families.building import build_without_memory
+from genworker.schema import ImageSchema
 from genworker.sources.base import Source
 from genworker.training.loader import Loader
 from genworker.training.order import held_out_indices
@@ -23,12 +25,7 @@ def check(spec: TrainSpec, source: Source) -> None:
         SourceError: there are fewer images to train on than one batch has.
     """
     settings = spec.training
-    try:
-        build_without_memory(families.make(spec.family, source.schema))
-    except RuntimeError as err:
-        raise UsageError(
-            f"family {spec.family.name}: its networks cannot be built: {err}; lower the sizes below family in the spec"
-        ) from err
+    _build(spec, source.schema)
     Loader(
         source,
         batch_size=settings.micro_batch_size or settings.batch_size,
@@ -38,3 +35,32 @@ def check(spec: TrainSpec, source: Source) -> None:
         prefetch=0,
         held_out=held_out_indices(len(source), settings.holdout_share),
     )
+
+
+def size_of_networks(spec: TrainSpec, schema: ImageSchema) -> str:
+    """The parameters of each network, for people. Raises UsageError where the networks do not suit ``schema``."""
+    numbers = {
+        name: sum(weight.numel() for weight in network.parameters()) for name, network in _build(spec, schema).items()
+    }
+    return ", ".join(f"{name} {number:,} parameters" for name, number in numbers.items() if number)
+
+
+def size_of_run(spec: TrainSpec) -> str:
+    """Images, steps, the global batch and what computes them, for people."""
+    settings, resources = spec.training, spec.resources
+    fewest, most = resources.fewest_workers, resources.most_workers
+    workers = f"{fewest} to {most} workers" if fewest < most else "1 worker" if most == 1 else f"{most} workers"
+    each = f"{resources.cpus_per_worker} CPU" + (" and 1 GPU" if resources.use_gpu else "")
+    return (
+        f"{settings.images:,} images in {-(-settings.images // settings.batch_size):,} steps of {settings.batch_size:,}, "
+        f"{workers} with {each} each"
+    )
+
+
+def _build(spec: TrainSpec, schema: ImageSchema) -> Networks:
+    try:
+        return build_without_memory(families.make(spec.family, schema))
+    except RuntimeError as err:
+        raise UsageError(
+            f"family {spec.family.name}: its networks cannot be built: {err}; lower the sizes below family in the spec"
+        ) from err

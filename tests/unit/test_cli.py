@@ -165,13 +165,31 @@ def test_every_command_has_help(name: str, flag: str) -> None:
 
 
 def test_train_dry_run_prints_a_spec_and_writes_nothing(places: Places) -> None:
-    """The resolved spec is YAML that can be trained, with overrides and flags applied."""
+    """The resolved spec is YAML that can be trained, with overrides and flags applied; beside it stands the run's size."""
     before = files_in(places.root)
-    outcome = run("train", places.spec, "--out", "new", "--dry-run", "--set", "training.images=8", "--workers", 3)
-    assert (outcome.code, outcome.err) == (0, "")
+    outcome = run("train", places.spec, "--out", "new", "--dry-run", "--set", "training.images=10", "--workers", 3)
+    assert outcome.code == 0
+    size = r"train: 10 images in 2 steps of 8, 3 workers with 1 CPU each; ([a-z]+ [\d,]+ parameters(, |\n)){2,}"
+    assert re.fullmatch(size, outcome.err)
     spec = TrainSpec.parse(yaml.safe_load(outcome.out), origin="dry run")
-    assert (spec.training.images, spec.resources.workers, spec.data.limit) == (8, 3, 16)
+    assert (spec.training.images, spec.resources.workers, spec.data.limit) == (10, 3, 16)
     assert files_in(places.root) == before
+
+
+def test_train_dry_run_needs_no_data(places: Places) -> None:
+    """Where the data cannot be opened from here, the rest of the run's size is told."""
+    args = (
+        "--set",
+        f"data.url={places.root}/nowhere",
+        "--set",
+        "resources.workers=[1,2]",
+        "--set",
+        "resources.use_gpu=true",
+    )
+    outcome = run("train", places.spec, "--out", "new", "--dry-run", *args)
+    assert outcome.code == 0
+    assert "1 to 2 workers with 1 CPU and 1 GPU each; parameters are not known here (" in outcome.err
+    assert yaml.safe_load(outcome.out)["resources"]["workers"] == [1, 2]
 
 
 def test_generate_dry_run_prints_the_plan_and_writes_nothing(places: Places) -> None:
