@@ -12,7 +12,7 @@ from genworker.families import AnyFamilyConfig
 from genworker.sources import SOURCES
 from genworker.sources import get as get_source
 from genworker.sources.base import SourceConfig
-from genworker.training.watchdog import WatchdogSpec
+from genworker.training.watchdog_spec import WatchdogSpec
 
 if TYPE_CHECKING:
     AnySourceConfig = SourceConfig

@@ -54,6 +54,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
                 "collectives",
                 "spec",
                 "watchdog",
+                "watchdog_spec",
                 "examine",
                 "upload",
                 "recorder",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from genworker.families.base import Band
-from genworker.training.watchdog import Alarm, Watchdog, WatchdogSpec
+from genworker.training.watchdog import Alarm, Watchdog
+from genworker.training.watchdog_spec import WatchdogSpec
 
 SIGN = Band("d.sign", -0.5, 0.8, "the discriminator knows its images by heart")
 LOSS = Band("loss", None, 1e4, "the loss runs away", action="rollback")
