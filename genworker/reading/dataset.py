@@ -19,9 +19,12 @@ from genworker.stores import open_store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
+
     from genworker.bulk.plan import Plan
     from genworker.bulk.records import Manifest
     from genworker.formats.base import ShardReader
+    from genworker.reading.torch_stream import TorchStream
     from genworker.schema import SampleBatch
     from genworker.stores.base import Store
 
@@ -39,8 +42,6 @@ class Dataset(Samples):
     Attributes:
         url: where it lies.
         manifest: what it holds.
-        skipped: the shards that were left out, with ``on_bad_shard="skip"``, in the order in which they were met, each
-            once. Every process has its own list; each entry is also logged as a warning.
     """
 
     def __init__(self, store: Store, manifest: Manifest, *, verify: bool, on_bad_shard: OnBadShard = "raise") -> None:
@@ -48,8 +49,10 @@ class Dataset(Samples):
             raise UsageError(f"on_bad_shard {on_bad_shard!r}: say 'raise' or 'skip'")
         self.url = store.url
         self.manifest = manifest
-        self.skipped: list[Fault] = []
         self._on_bad_shard = on_bad_shard
+        self._skipped: dict[int, Fault] = {}
+        # A flag per shard, which the workers of a DataLoader set where they skip one.
+        self._skipped_anywhere: torch.Tensor | None = None
         self._store = store
         self._verify = verify
         self._format = manifest.plan.open_format()
@@ -59,6 +62,22 @@ class Dataset(Samples):
     def plan(self) -> Plan:
         """What the dataset was made by."""
         return self.manifest.plan
+
+    @property
+    def skipped(self) -> list[Fault]:
+        """The shards that were left out, with ``on_bad_shard="skip"``, each once and also logged as a warning.
+
+        First those that this process met, in that order, then those that workers of a torch DataLoader over `to_torch` met, as
+        soon as they do. Processes of any other kind (ranks, Ray's tasks) have lists of their own.
+        """
+        found = list(self._skipped.values())
+        if self._skipped_anywhere is not None:
+            others = [index for (index,) in self._skipped_anywhere.nonzero().tolist() if index not in self._skipped]
+            found += [
+                Fault(self.manifest.shards[index].key, "was left out by a DataLoader's worker, whose warning says why")
+                for index in others
+            ]
+        return found
 
     def __repr__(self) -> str:
         return (
@@ -79,18 +98,29 @@ class Dataset(Samples):
 
         return arrow_dataset(self._store, self.manifest)
 
+    def to_torch(self, *, rank: int = 0, world_size: int = 1) -> TorchStream:
+        """As for all samples; shards that a DataLoader's workers skip are in `skipped` of this process too."""
+        if self._on_bad_shard == "skip":
+            import torch
+
+            if self._skipped_anywhere is None:
+                self._skipped_anywhere = torch.zeros(len(self.manifest.shards), dtype=torch.bool)
+            # Here, because forked workers share only what was shared before; torch hands it to spawned ones.
+            self._skipped_anywhere.share_memory_()  # type: ignore[no-untyped-call]
+        return super().to_torch(rank=rank, world_size=world_size)
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
 
     def _rows(self, shard_index: int, first: int, stop: int) -> Iterator[SampleBatch]:
         """Yield rows [first, stop) of a shard."""
-        key = self.manifest.shards[shard_index].key
         try:
             # Not kept open: a pass over everything would only push out what random access has open.
             reader = self._open[shard_index] if shard_index in self._open else self._open_shard(shard_index)
         except DatasetError as err:
-            self._skip(key, err)
+            self._skip(shard_index, err)
             return
+        key = self.manifest.shards[shard_index].key
         batches = iter(reader.batches(first))
         while first < stop:
             # Not around the yield: what the caller raises there is none of the shard's doing.
@@ -98,7 +128,7 @@ class Dataset(Samples):
                 with naming(self._store, key):
                     batch = next(batches, None)
             except DatasetError as err:
-                self._skip(key, err)
+                self._skip(shard_index, err)
                 return
             if batch is None:
                 return
@@ -113,14 +143,17 @@ class Dataset(Samples):
         with naming(self._store, task.key):
             return sample_of(reader.read_row(index - task.first_index), 0)
 
-    def _skip(self, key: str, err: DatasetError) -> None:
+    def _skip(self, shard_index: int, err: DatasetError) -> None:
         """Note a bad shard and go on, or raise."""
         if self._on_bad_shard == "raise":
             raise err
-        fault = Fault(key, str(err).removeprefix(f"{self.url}/{key}: "))
-        if all(known.key != key for known in self.skipped):
-            self.skipped.append(fault)
-            _log.warning("%s: shard skipped: %s", self.url, fault)
+        if shard_index in self._skipped:
+            return
+        key = self.manifest.shards[shard_index].key
+        fault = self._skipped[shard_index] = Fault(key, str(err).removeprefix(f"{self.url}/{key}: "))
+        if self._skipped_anywhere is not None:
+            self._skipped_anywhere[shard_index] = True
+        _log.warning("%s: shard skipped: %s", self.url, fault)
 
     def _reader(self, shard_index: int) -> ShardReader:
         if shard_index in self._open:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -207,3 +208,26 @@ def test_a_bad_shard_stops_the_stream_or_is_skipped_and_done_with(on_disk: Datas
     assert take(stream) == [*range(15), *range(30, NUM)]
     assert [fault.key for fault in stream.dataset.skipped] == [on_disk.plan.shard_key(1)]
     assert stream.state_dict()["left"] == []
+
+
+@pytest.mark.parametrize(("method", "num_workers"), [("fork", 2), ("spawn", 1)])
+def test_shards_that_workers_skip_are_told_where_the_loader_is(on_disk: Dataset, method: str, num_workers: int) -> None:
+    """What DataLoader workers leave out is in `Dataset.skipped` of the main process, each shard once, over two passes."""
+    store = open_store(on_disk.url)
+    bad = [on_disk.plan.shard_key(index) for index in (1, 3)]  # workers meet in shard 1
+    for key in bad:
+        store.put(key, b"damaged", overwrite=True)
+    # Pickled, as it comes to a process that other machinery started.
+    dataset = pickle.loads(pickle.dumps(genworker.open(on_disk.url, on_bad_shard="skip").to_torch().dataset))  # noqa: S301
+    loader = DataLoader(
+        dataset.to_torch(), num_workers=num_workers, multiprocessing_context=method, persistent_workers=True
+    )
+    assert dataset.skipped == []
+    for _ in range(2):
+        seen = [index for batch in loader for index in batch["index"].tolist()]
+        assert sorted(seen) == [*range(15), *range(30, 45)]
+        assert [fault.key for fault in dataset.skipped] == bad
+    assert "left out by a DataLoader's worker" in dataset.skipped[0].problem
+    assert [sample.index for sample in dataset] == [*range(15), *range(30, 45)]
+    assert [fault.key for fault in dataset.skipped] == bad
+    assert dataset.skipped[0].problem.startswith("has SHA-256")
