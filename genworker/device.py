@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -12,6 +14,17 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def pick_device(*, use_gpu: bool) -> torch.device:
     """The GPU that this process was given, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside the block, what this thread asks of torch on a CPU is computed by ``count`` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_class(device: torch.device) -> str:

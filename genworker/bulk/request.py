@@ -191,7 +191,13 @@ def numerics_for(spec: GenerateSpec, schema: ImageSchema, device: torch.device) 
     """The numerics that a new plan of this request gets when machines like this one evaluate it on ``device``."""
     force_float32 = spec.precision == "float32"
     return numerics_here(
-        device, spec.format, spec.codec, schema, force_float32=force_float32, micro_batch=spec.micro_batch
+        device,
+        spec.format,
+        spec.codec,
+        schema,
+        force_float32=force_float32,
+        micro_batch=spec.micro_batch,
+        num_cpus=spec.cpus_per_actor,
     )
 
 
@@ -203,10 +209,11 @@ def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_act
     """
     schema = sample_schema(bundle.info)
     start = numerics_for(spec, schema, device)
+    clock = clock_of(start)
 
     def measure(numerics: Numerics, **how_long: float) -> Measurement:
         plan = make_plan(spec, bundle.info, numerics)
-        rate, pixels = measured(Engine(bundle, plan, device), numerics, **how_long)
+        rate, pixels = measured(Engine(bundle, plan, device), numerics, clock, **how_long)
         return Measurement(rate * useful_share(plan), pixels)
 
     # Measured also where nothing is to be compared: the generator proves itself before there is a plan.
@@ -225,7 +232,7 @@ def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_act
         force_float32=spec.precision == "float32",
         fixed_micro_batch=spec.micro_batch is not None,
     )
-    found = calibrate(start, steps, measure, clock=clock_of(start))
+    found = calibrate(start, steps, measure, clock=clock)
     return found.model_copy(update={"encode_seconds": encode_seconds})
 
 

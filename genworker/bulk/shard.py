@@ -42,10 +42,13 @@ def numerics_here(
     *,
     force_float32: bool,
     micro_batch: int | None = None,
+    num_cpus: int = 1,
 ) -> Numerics:
-    """The numerics that a new plan gets when this process's kind of machine will evaluate it."""
+    """The numerics that a new plan gets when processes with ``num_cpus`` of this kind of machine will evaluate it."""
     libraries = libraries_of(format_name, codec_name, schema)
-    return resolve_numerics(device, schema, libraries, force_float32=force_float32, micro_batch=micro_batch)
+    return resolve_numerics(
+        device, schema, libraries, force_float32=force_float32, micro_batch=micro_batch, num_cpus=num_cpus
+    )
 
 
 def _drop(_name: str, _data: bytes) -> None:

@@ -54,12 +54,14 @@ class Trial(Spec):
     upsampling: str
     launch: str
     micro_batch: int
+    threads: int = 1
     samples_per_second: float = 0.0
     failed: str = ""
 
     def describe(self) -> str:
-        """A short text such as ``float32, channels_last, transposed, eager, 128``."""
-        return f"{self.dtype}, {self.memory_format}, {self.upsampling}, {self.launch}, {self.micro_batch}"
+        """A short text such as ``float32, channels_last, transposed, eager, 128``, and how many threads where not one."""
+        several = f", {self.threads} threads" if self.threads > 1 else ""
+        return f"{self.dtype}, {self.memory_format}, {self.upsampling}, {self.launch}, {self.micro_batch}{several}"
 
 
 class Calibration(Spec):
@@ -137,20 +139,23 @@ def steps_for(
     dtypes = [] if force_float32 or not has_fast_bfloat16(device) else [{"dtype": "float32"}]
     layouts = [{"memory_format": "contiguous"}]
     layers = [{"upsampling": "subpixel"}] if has_layers_for_it(generator) else []
-    launches = [{"launch": "cuda_graph"}] if on_gpu else []
-    return [launches, micro_batches, layouts, layers, dtypes] if on_gpu else [layouts, layers, micro_batches, dtypes]
+    if on_gpu:
+        return [[{"launch": "cuda_graph"}], micro_batches, layouts, layers, dtypes]
+    threads = [{"threads": 1}] if start.threads > 1 else []  # small networks lose more by sharing than they gain
+    return [threads, layouts, layers, micro_batches, dtypes]
 
 
-def clock_of(numerics: Numerics) -> Callable[[], float]:
+def clock_of(start: Numerics) -> Callable[[], float]:
     """The clock to compare speeds by: of one thread on a CPU its own time, which leaves out what others take of a machine."""
-    on_gpu = numerics.device_class.startswith("cuda")
-    return time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
+    on_gpu = start.device_class.startswith("cuda")
+    return time.perf_counter if on_gpu or start.threads > 1 else time.process_time
 
 
-def measured(engine: Engine, numerics: Numerics, seconds: float = _MEASURING_SECONDS) -> Measurement:
+def measured(
+    engine: Engine, numerics: Numerics, clock: Callable[[], float], seconds: float = _MEASURING_SECONDS
+) -> Measurement:
     """The speed of an engine, best of the runs that ``seconds`` allow, so that what else the machine does counts little."""
     on_gpu = numerics.device_class.startswith("cuda")
-    clock = clock_of(numerics)
     count = numerics.micro_batch * (_CUDA_BATCHES if on_gpu else 1)
     batches = engine.batches(0, count)
     pixels = next(batches).pixels[:_COMPARED].copy()

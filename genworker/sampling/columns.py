@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from genworker.bulk.stages import StageSeconds
+from genworker.device import threads
 from genworker.errors import BundleError
 from genworker.sampling.latents import labels, latents
 
@@ -60,6 +61,7 @@ class _Scores:
         self._networks = networks.to(device)
         self._device = device
         self._size = plan.numerics.micro_batch
+        self._num_threads = plan.numerics.threads
 
     @torch.inference_mode()
     def of(self, batch: SampleBatch) -> Float32Array:
@@ -77,7 +79,8 @@ class _Scores:
                 rows = np.zeros(self._size, np.int64)
                 rows[lower - start : upper - start] = batch.labels[lower - first : upper - first]
                 classes = torch.from_numpy(rows).to(self._device)
-            scores = self._family.score(self._networks, images, classes).cpu().numpy()
+            with threads(self._num_threads):
+                scores = self._family.score(self._networks, images, classes).cpu().numpy()
             found.append(scores[lower - start : upper - start])
         joined = np.concatenate(found)
         if not np.isfinite(joined).all():

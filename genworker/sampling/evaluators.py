@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from genworker.bulk.plan import Numerics
 from genworker.bulk.stages import StageSeconds
+from genworker.device import threads
 from genworker.errors import BundleError
 from genworker.families.base import Generator
 from genworker.sampling.pixels import to_uint8
@@ -51,7 +52,7 @@ def evaluator(generator: Generator, numerics: Numerics, device: torch.device, *,
     dtype = dtype_of(numerics)
     if device.type == "cuda":
         return _CudaEvaluator(placed, device, dtype, numerics, generator.latent_dim, labelled=labelled)
-    return _CpuEvaluator(placed, dtype)
+    return _CpuEvaluator(placed, dtype, numerics.threads)
 
 
 def place(generator: Generator, numerics: Numerics, device: torch.device) -> nn.Module:
@@ -92,18 +93,19 @@ class _FirstImages:
 
 
 class _CpuEvaluator:
-    """Computes in the caller's thread, with as many threads as torch was given."""
+    """Computes while the caller waits, with as many threads as the plan says, whatever torch was given."""
 
     ahead = 0
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype, num_threads: int) -> None:
         self._module = module
         self._dtype = dtype
+        self._num_threads = num_threads
         self._first = _FirstImages(dtype)
 
     @torch.inference_mode()
     def start(self, z: npt.NDArray[np.float32], labels: Int64Array | None, stages: StageSeconds) -> Finish:
-        with stages.timed("forward"):
+        with stages.timed("forward"), threads(self._num_threads):
             images = self._module(
                 torch.from_numpy(z).to(self._dtype), None if labels is None else torch.from_numpy(labels)
             )

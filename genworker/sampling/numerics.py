@@ -20,14 +20,19 @@ def resolve_numerics(
     *,
     force_float32: bool = False,
     micro_batch: int | None = None,
+    num_cpus: int = 1,
 ) -> Numerics:
-    """What is usually fastest on ``device``: bfloat16 where the processor has it, channels-last, micro-batches of 128."""
+    """What is usually fastest on ``device``: bfloat16 where the processor has it, channels-last, micro-batches of 128.
+
+    A CPU evaluates with all ``num_cpus`` of the process; beside a GPU they have other work.
+    """
     fast = has_fast_bfloat16(device) and not force_float32
     return Numerics(
         device_class=device_class(device),
         dtype="bfloat16" if fast else "float32",
         memory_format="channels_last",
         micro_batch=micro_batch or default_micro_batch(schema),
+        threads=num_cpus if device.type == "cpu" else 1,
         libraries={"torch": torch.__version__, **libraries},
     )
 

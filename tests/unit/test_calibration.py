@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from genworker.bulk.summary import forecast, sentence
 from genworker.cli.look import describe
 from genworker.errors import BundleError, PlanError
 from genworker.sampling import evaluators
-from genworker.sampling.calibration import Calibration, Measurement, Trial, calibrate, steps_for
+from genworker.sampling.calibration import Calibration, Measurement, Trial, calibrate, clock_of, steps_for
 from genworker.sampling.numerics import check_numerics, resolve_numerics
 from genworker.sampling.subpixel import with_subpixel_layers
 from genworker.schema import Pixels
@@ -176,6 +177,26 @@ def test_a_long_job_is_calibrated_on_the_real_engine() -> None:
     assert found.samples_per_second in {trial.samples_per_second for trial in found.trials}
     assert found.encode_seconds > 0
     assert found.numerics.dtype == "float32"
+
+
+def test_actors_with_several_processors_try_one_thread_too() -> None:
+    """All processors of an actor compute unless one alone is faster, which is measured first; the plan has what was chosen."""
+    spec = request(precision="float32", micro_batch=16, cpus_per_actor=2)
+    bundle = models.bundle_of()
+    assert numerics_for(spec, models.SMALL, CPU).threads == 2
+    found = calibrated(spec, bundle, CPU, 1)
+    assert [trial.threads for trial in found.trials[:2]] == [2, 1]
+    assert {trial.threads for trial in found.trials[2:]} == {found.numerics.threads}
+    assert found.trials[0].describe() == "float32, channels_last, transposed, eager, 16, 2 threads"
+    assert make_plan(spec, bundle.info, found.numerics).numerics.threads == found.numerics.threads
+    # Beside a GPU, processors encode.
+    assert resolve_numerics(torch.device("meta"), models.SMALL, {}, force_float32=True, num_cpus=8).threads == 1
+
+
+def test_several_threads_are_compared_by_what_passes_outside() -> None:
+    """A thread's own time leaves out what others take of the machine, but counts two threads twice."""
+    assert clock_of(START) is time.process_time
+    assert clock_of(START.model_copy(update={"threads": 2})) is time.perf_counter
 
 
 def test_a_speed_is_that_of_samples_that_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:

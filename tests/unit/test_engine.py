@@ -15,8 +15,9 @@ from genworker import families
 from genworker.bulk.plan import Plan
 from genworker.bulk.request import GenerateSpec, calibrated
 from genworker.bundle import Bundle, Lineage
-from genworker.device import device_class, has_fast_bfloat16
+from genworker.device import device_class, has_fast_bfloat16, threads
 from genworker.errors import BundleError, OtherMachineError
+from genworker.sampling.columns import StoredColumns
 from genworker.sampling.engine import Engine
 from genworker.sampling.grid import useful_share, wasteful_size
 from genworker.sampling.latents import labels
@@ -27,7 +28,7 @@ from tests.fakes import dataset as fake
 from tests.fakes import models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 FAMILIES = sorted(families.FAMILIES)
 CPU = torch.device("cpu")
@@ -110,15 +111,33 @@ def test_pixels_do_not_depend_on_the_range(engine: Engine, whole: SampleBatch, d
     np.testing.assert_array_equal(part.labels, whole.labels[first : first + count])
 
 
-def test_pixels_do_not_depend_on_threads(engine: Engine, whole: SampleBatch) -> None:
-    """One thread and two compute the same bits; the number of threads is not part of a plan."""
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            np.testing.assert_array_equal(joined(engine.batches(0, NUM_SAMPLES)).pixels, whole.pixels)
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_the_plan_says_how_many_threads_compute(num_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generator and scorer compute with the plan's threads, whatever the process has, which gets its own back."""
+    seen: list[int] = []
+    bundle = models.bundle_of()
+    plan = plan_for(bundle, columns=("label", "score"), scorer_sha256=bundle.info.scorer and bundle.info.scorer.sha256)
+    plan = plan.model_copy(update={"numerics": plan.numerics.model_copy(update={"threads": num_threads})})
+    monkeypatch.setattr(torch.nn.Linear, "forward", counting(torch.nn.Linear.forward, seen))
+    columns, before = StoredColumns(bundle, plan, CPU), torch.get_num_threads()
+    for own in (2, 4):
+        with threads(own):
+            for batch in Engine(bundle, plan, CPU).batches(0, 5):
+                columns.complete(batch)
+            assert torch.get_num_threads() == own
+    assert set(seen) == {num_threads}
+    assert len(seen) >= 4
+    assert torch.get_num_threads() == before
+
+
+def counting(forward: Callable[..., torch.Tensor], seen: list[int]) -> Callable[..., torch.Tensor]:
+    """A layer's forward that notes with how many threads it is called."""
+
+    def called(*args: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return forward(*args)
+
+    return called
 
 
 def test_pixels_do_not_depend_on_how_far_the_device_is_ahead(

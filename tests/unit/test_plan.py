@@ -127,6 +127,7 @@ NUMERIC_CHANGES: dict[str, Any] = {
     "micro_batch": 64,
     "upsampling": "subpixel",
     "launch": "cuda_graph",
+    "threads": 3,
     "libraries": NUMERICS.libraries | {"torch": "2.14.0"},
 }
 
