@@ -52,7 +52,11 @@ class ParquetFiles:
         self._check(info)
         try:
             with pq.ParquetFile(
-                RangeFile(self.store, info), metadata=self.footers[file], read_dictionary=encoded, pre_buffer=True
+                RangeFile(self.store, info),
+                metadata=self.footers[file],
+                read_dictionary=encoded,
+                pre_buffer=True,
+                page_checksum_verification=True,  # of pages that have one
             ) as parquet:
                 return parquet.read_row_group(row_group, columns=columns, use_threads=False)
         except (pa.ArrowException, OSError, ValueError, KeyError) as err:  # names may be no text

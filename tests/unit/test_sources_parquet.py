@@ -390,6 +390,25 @@ def test_column_names_that_are_no_text_are_refused(name: bytes, tmp_path: Path) 
         ParquetSource(ParquetConfig(url=str(tmp_path), image_size=8, channels=3))
 
 
+def test_a_page_with_another_checksum_is_refused(tmp_path: Path) -> None:
+    """A label that turned into another one shows where its writer left checksums of pages; without them it cannot."""
+    for checksums in (True, False):
+        path = write(
+            tmp_path / "x.parquet",
+            rows(1, 2, 3),
+            compression="none",
+            use_dictionary=False,
+            write_page_checksum=checksums,
+        )
+        stored = np.arange(1, 4, dtype=np.int64).tobytes()
+        path.write_bytes(path.read_bytes().replace(stored, stored.replace(b"\2", b"\7")))
+        if checksums:
+            with pytest.raises(SourceError, match=r"x\.parquet: row group 0 cannot be read: .*CRC checksum"):
+                labels(source(path, num_classes=10))
+        else:
+            assert labels(source(path, num_classes=10)) == [1, 7, 3]
+
+
 @pytest.mark.parametrize("struct", [False, True])
 def test_an_image_that_many_rows_name_is_in_memory_once(struct: bool, tmp_path: Path) -> None:
     """A few hundred bytes that stand for 300 images of a megabyte take no 300 MB."""
