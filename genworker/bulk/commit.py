@@ -189,9 +189,9 @@ def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manife
         missing = np.flatnonzero(~table.there)
         raise DatasetError(f"{store.url}: {len(missing)} of {plan.num_shards} shards are missing, first {missing[0]}")
     layout = Layout(plan)
-    there, wrong = layout.survey(store.list(DATA_PREFIX))
+    there, strangers = layout.survey(store.list(DATA_PREFIX))
     same = there.complete & (there.num_objects == layout.whole()) & (there.num_bytes == table.num_bytes)
-    wrong += [plan.shard_key(int(index)) for index in np.flatnonzero(~same)[:1]]
+    wrong = [info.key for info in strangers] + [plan.shard_key(int(index)) for index in np.flatnonzero(~same)[:1]]
     if wrong:
         raise DatasetError(
             f"{store.url}/{wrong[0]}: is foreign, missing or of another size than its receipt says; nothing was "

@@ -76,10 +76,10 @@ class Layout:
         counts[-1] = self.num_objects(plan.task(plan.num_shards - 1))
         return counts
 
-    def survey(self, infos: Iterable[ObjectInfo]) -> tuple[Stored, list[str]]:
-        """What is there of each shard, and the keys of strangers."""
+    def survey(self, infos: Iterable[ObjectInfo]) -> tuple[Stored, list[ObjectInfo]]:
+        """What is there of each shard, and the strangers."""
         found = Stored(self._plan.num_shards)
-        strangers = []
+        strangers: list[ObjectInfo] = []
         for info in infos:
             index = self._plan.shard_index_of(info.key)
             if index is not None:
@@ -87,7 +87,7 @@ class Layout:
             else:
                 index = self.owner(info.key)
             if index is None:
-                strangers.append(info.key)
+                strangers.append(info)
                 continue
             found.num_objects[index] += 1
             found.num_bytes[index] += info.size

@@ -19,7 +19,7 @@ from genworker.bulk.receipt_table import ReceiptTable
 from genworker.bulk.records import Receipt, ReceiptBatch
 from genworker.errors import DatasetError, DeterminismError, ObjectExistsError
 from genworker.reading.shard import naming
-from genworker.stores.base import Store
+from genworker.stores.base import ObjectInfo, Store
 
 
 def write(store: Store, plan: Plan, receipts: Iterable[Receipt]) -> None:
@@ -73,7 +73,7 @@ def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None =
     there, strangers = _survey(store, layout, plan)
     if strangers:
         raise DatasetError(
-            f"{store.url}/{strangers[0]}: is no shard of plan {plan.plan_id}; nothing else may lie under {DATA_PREFIX}: "
+            f"{store.url}/{strangers[0].key}: is no shard of plan {plan.plan_id}; nothing else may lie under {DATA_PREFIX}: "
             "move it away and run the command again"
         )
     # Where the object under the key is missing, files are there in part; making the shard again finds them equal.
@@ -90,7 +90,7 @@ def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None =
     return found
 
 
-def _survey(store: Store, layout: Layout, plan: Plan) -> tuple[Stored, list[str]]:
+def _survey(store: Store, layout: Layout, plan: Plan) -> tuple[Stored, list[ObjectInfo]]:
     """What is there of each shard.
 
     A listing takes a while, in which another driver may put a shard's files behind it and the shard's key before it; so what

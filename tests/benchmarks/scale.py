@@ -25,6 +25,7 @@ from genworker.bulk.plan import DATA_PREFIX, MANIFEST_KEY, RECEIPTS_PREFIX, SUCC
 from genworker.bulk.protocol import Driver
 from genworker.reading.manifest import read_manifest
 from genworker.reading.status import status
+from genworker.reading.verify import verify_store
 from genworker.stores import ObjectInfo
 from genworker.stores.memory import MemoryStore
 from tests.fakes import actors, models
@@ -144,6 +145,8 @@ def protocol(num_shards: int) -> None:
         manifest = read_manifest(store)
     assert len(manifest.shards) == num_shards
     del manifest
+    with measured("verify by sizes", num_shards, store):
+        assert verify_store(store, sizes_only=True) == []
     for key in (MANIFEST_KEY, SUCCESS_KEY):
         store.delete(key)
     with measured("status of the unpublished job", num_shards, store):

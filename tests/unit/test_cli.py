@@ -268,6 +268,13 @@ def test_verify_says_ok(places: Places, resample: int) -> None:
     assert values == {"url": places.dataset, "ok": True, "resampled": resample, "faults": []}
 
 
+def test_verify_by_sizes_says_so(places: Places) -> None:
+    """What was not looked at is not claimed."""
+    outcome = run("verify", places.dataset, "--sizes-only")
+    assert outcome.code == 0
+    assert outcome.out == "ok: 40 samples in 4 shards, by the sizes that the store lists\n"
+
+
 @pytest.mark.parametrize(
     ("place", "facts"),
     [

@@ -16,6 +16,7 @@ from genworker.errors import DatasetError, StoreError, UsageError
 from genworker.reading import Fault, open_dataset, verify
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.stores import open_store
+from genworker.stores.memory import MemoryStore
 from tests.fakes import dataset as fake
 
 if TYPE_CHECKING:
@@ -270,6 +271,43 @@ def test_every_kind_of_damage_is_one_exact_line(url: str, store: Store, manifest
     assert lines[3] == f"{KEYS[3]}: is missing, the manifest names it"
     assert lines[4].startswith("data/train-00000-of-00009.parquet: foreign object of 8 bytes")
     assert len(lines) == 5
+
+
+def test_sizes_tell_what_is_lost_or_cut_and_no_shard_is_read(
+    url: str, store: Store, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the listing alone: a missing shard, one of another size and a stranger are told."""
+    assert verify(url, sizes_only=True) == []
+    data = store.get(KEYS[0])
+    store.put(KEYS[0], data[:-1], overwrite=True)
+    store.put(KEYS[1], b"x" * manifest.shards[1].num_bytes, overwrite=True)  # which sizes do not tell
+    store.delete(KEYS[3])
+    store.put("data/train-00000-of-00009.parquet", b"stranger")
+    read, get = list[str](), MemoryStore.get
+    monkeypatch.setattr(MemoryStore, "get", lambda self, key, **part: read.append(key) or get(self, key, **part))
+    seen: list[tuple[int, int]] = []
+    lines = [
+        str(fault) for fault in verify(url, sizes_only=True, on_shard=lambda done, total: seen.append((done, total)))
+    ]
+    assert lines == [
+        f"{KEYS[0]}: has {len(data) - 1} bytes, the manifest says {len(data)}",
+        f"{KEYS[3]}: is missing, the manifest names it",
+        "data/train-00000-of-00009.parquet: foreign object of 8 bytes; only the manifest's shards may lie below data/",
+    ]
+    assert sorted(read) == sorted([MANIFEST_KEY, SUCCESS_KEY, PLAN_KEY])
+    assert seen == [(4, 4)]
+
+
+def test_sizes_of_shards_with_files_beside_them(url: str, store: Store) -> None:
+    """A lost image and one of another size are faults of their shard."""
+    fake.publish(url, fake.make_plan(num_samples=20, samples_per_shard=10, format="files"))
+    assert verify(url, sizes_only=True) == []
+    first, *_, last = (info for info in store.list("data/") if info.key.endswith(".png"))
+    store.delete(first.key)
+    store.put(last.key, b"", overwrite=True)
+    lost, cut = verify(url, sizes_only=True)
+    assert lost.problem == "lacks 1 of the 10 files beside it"
+    assert re.fullmatch(r"has \d+ bytes, the manifest says \d+", cut.problem)
 
 
 def test_plan_beside_the_data_must_be_the_manifests(url: str, store: Store, manifest: Manifest) -> None:
