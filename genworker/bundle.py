@@ -23,7 +23,7 @@ from genworker.families.base import FamilyConfig, Generator, Scorer
 from genworker.families.weights import from_bytes, to_bytes
 from genworker.metrics.cards import Measured
 from genworker.schema import ImageSchema
-from genworker.stores.base import Store
+from genworker.stores.base import Store, get_at_most
 
 WEIGHTS_KEY = "weights.safetensors"
 SCORER_KEY = "scorer.safetensors"
@@ -196,10 +196,7 @@ def load_info(store: Store, prefix: str = "") -> BundleInfo:
     """Read and validate bundle.json below ``prefix``. Raises BundleError."""
     where = f"{store.url}/{prefix}{BUNDLE_KEY}"
     try:
-        text = store.get(prefix + BUNDLE_KEY, length=MAX_JSON_BYTES + 1)
-        if len(text) > MAX_JSON_BYTES:
-            raise BundleError(f"{where}: has more than {MAX_JSON_BYTES} bytes, the most that a bundle.json has")
-        data = json.loads(text)
+        data = json.loads(get_at_most(store, prefix + BUNDLE_KEY, MAX_JSON_BYTES, BundleError))
     except ObjectMissingError as err:
         raise BundleError(
             f"{where}: there is no bundle here; name the folder 'bundle' below the URL that `genworker train` was given"

@@ -28,6 +28,7 @@ from genworker.bulk.plan import (
     CALIBRATION_KEY,
     DATA_PREFIX,
     MANIFEST_KEY,
+    MAX_PLAN_BYTES,
     PLAN_KEY,
     SUCCESS_KEY,
     Plan,
@@ -49,20 +50,17 @@ from genworker.errors import (
     StoreError,
 )
 from genworker.sampling.calibration import Calibration
-from genworker.stores.base import Store
+from genworker.stores.base import Store, get_at_most
 
-_MAX_PLAN_BYTES = 2**24
 _PUTS = 3  # of an object that is said to be there and is not
 
 
 def read_plan(store: Store) -> Plan | None:
     """The plan under a URL, or None. Raises PlanError when it is not a plan that this version reads."""
     try:
-        text = store.get(PLAN_KEY, length=_MAX_PLAN_BYTES + 1)
+        text = get_at_most(store, PLAN_KEY, MAX_PLAN_BYTES, PlanError)
     except ObjectMissingError:
         return None
-    if len(text) > _MAX_PLAN_BYTES:
-        raise PlanError(f"{store.url}/{PLAN_KEY}: has more than {_MAX_PLAN_BYTES} bytes; no plan of genworker has")
     try:
         return Plan.model_validate_json(text)
     except ValidationError as err:

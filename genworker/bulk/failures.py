@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from genworker.bulk.plan import FAILURES_PREFIX, Plan
-from genworker.bulk.records import Failure
+from genworker.bulk.records import MAX_NOTE_BYTES, Failure
 from genworker.errors import ObjectExistsError, ObjectMissingError
 from genworker.stores.base import Store
 
@@ -51,8 +51,9 @@ def read(store: Store) -> Failures:
     if not infos:
         return Failures(0, None, 0.0)
     newest = max(infos, key=lambda info: (info.modified, info.key))
-    try:
-        error = Failure.model_validate_json(store.get(newest.key)).error
-    except (ObjectMissingError, ValidationError):  # removed meanwhile, or damaged
-        error = None
+    error = None
+    # It may be damaged, or removed meanwhile.
+    if newest.size <= MAX_NOTE_BYTES:
+        with contextlib.suppress(ObjectMissingError, ValidationError):
+            error = Failure.model_validate_json(store.get(newest.key)).error
     return Failures(len(infos), error, newest.modified)

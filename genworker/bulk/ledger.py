@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from genworker.bulk.layout import Layout, Stored, getter
 from genworker.bulk.plan import DATA_PREFIX, RECEIPTS_PREFIX, Plan, Task
 from genworker.bulk.receipt_table import ReceiptTable
-from genworker.bulk.records import Receipt, ReceiptBatch
+from genworker.bulk.records import MAX_RECEIPTS_BYTES, Receipt, ReceiptBatch
 from genworker.errors import DatasetError, DeterminismError, ObjectExistsError
 from genworker.reading.shard import naming
 from genworker.stores.base import ObjectInfo, Store
@@ -37,6 +37,8 @@ def read(store: Store, plan: Plan) -> ReceiptTable:
     """All receipts of the plan by shard index. Raises DeterminismError when two disagree."""
     receipts = ReceiptTable(plan.num_shards)
     for info in store.list(RECEIPTS_PREFIX):
+        if info.size > MAX_RECEIPTS_BYTES:
+            raise DatasetError(f"{store.url}/{info.key}: has {info.size} bytes; no batch of receipts has so many")
         try:
             batch = ReceiptBatch.model_validate_json(store.get(info.key))
         except ValidationError as err:

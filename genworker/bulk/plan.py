@@ -29,6 +29,7 @@ DATA_PREFIX = "data/"
 MANIFEST_KEY = "_manifest.json"
 SUCCESS_KEY = "_SUCCESS"
 
+MAX_PLAN_BYTES = 2**24  # that are read of what lies under its key
 _MAX_SAMPLES = 10**18
 
 

@@ -14,6 +14,11 @@ from genworker.bulk.shard_table import Count, Sha256, Shards, ShardTable
 from genworker.bulk.stages import StageSeconds
 from genworker.config import Spec, canonical_json
 
+# What is read of what anybody may have put under the keys of such objects.
+MAX_MANIFEST_BYTES = 2**30  # of five million shards
+MAX_RECEIPTS_BYTES = 2**26  # of a batch; those of the largest jobs have some hundreds of KiB
+MAX_NOTE_BYTES = 2**20  # of a failure or _SUCCESS
+
 
 class Receipt(Spec):
     """Proof that one shard was committed.

@@ -19,6 +19,8 @@ from genworker.stores.base import Store
 GC, RETAIN = "genworker gc --unfinished --delete", "genworker retain --delete"
 NOTICES = {GC: b'{"by":"gc"}', RETAIN: b"{}"}
 
+_MAX_NOTICE_BYTES = 64
+
 # A deletion over a network is waiting, mostly: one after the other, a million would take hours.
 _NUM_THREADS = 16
 _WINDOW = 64 * _NUM_THREADS  # so that a million objects are not a million pending calls
@@ -27,7 +29,7 @@ _WINDOW = 64 * _NUM_THREADS  # so that a million objects are not a million pendi
 def removed_by(store: Store, place: str = "") -> str | None:
     """The command whose notice lies below ``place`` (empty, or ending with a slash), `GC` or `RETAIN`, or None."""
     try:
-        notice = store.get(place + REMOVING_KEY)
+        notice = store.get(place + REMOVING_KEY, length=_MAX_NOTICE_BYTES)
     except ObjectMissingError:
         return None
     return GC if notice == NOTICES[GC] else RETAIN

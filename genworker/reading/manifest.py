@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
-from genworker.bulk.plan import DATA_PREFIX, MANIFEST_KEY, PLAN_KEY, SUCCESS_KEY, Plan
-from genworker.bulk.records import Manifest, Success
+from genworker.bulk.plan import DATA_PREFIX, MANIFEST_KEY, MAX_PLAN_BYTES, PLAN_KEY, SUCCESS_KEY, Plan
+from genworker.bulk.records import MAX_MANIFEST_BYTES, MAX_NOTE_BYTES, Manifest, Success
 from genworker.config import Spec
 from genworker.errors import DatasetError, ObjectMissingError
+from genworker.stores.base import get_at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from genworker.stores.base import Store
 
 SpecT = TypeVar("SpecT", bound=Spec)
-
-_MAX_BYTES = 2**30  # of a manifest with five million shards
 
 _RESUME = "run the same generate command again to resume"
 
@@ -63,11 +62,11 @@ def examine(store: Store) -> tuple[Manifest | None, list[Fault]]:
     The manifest is None, with at least one fault, where the shards that it should name cannot be known.
     """
     try:
-        text = store.get(MANIFEST_KEY, length=_MAX_BYTES + 1)
+        text = get_at_most(store, MANIFEST_KEY, MAX_MANIFEST_BYTES, DatasetError)
     except ObjectMissingError:
         return None, [Fault(MANIFEST_KEY, f"no manifest: {_what_is_there(store)}")]
-    if len(text) > _MAX_BYTES:
-        return None, [Fault(MANIFEST_KEY, f"has more than {_MAX_BYTES} bytes, the most that is read of a manifest")]
+    except DatasetError as err:
+        return None, [Fault(MANIFEST_KEY, str(err).removeprefix(f"{store.url}/{MANIFEST_KEY}: "))]
     manifest = parse(Manifest, MANIFEST_KEY, text)
     if isinstance(manifest, Fault):
         return None, [manifest]
@@ -91,7 +90,7 @@ def parse(cls: type[SpecT], key: str, text: bytes) -> SpecT | Fault:
 
 def _success_faults(store: Store, manifest: Manifest, manifest_sha256: str) -> Iterator[Fault]:
     try:
-        success = parse(Success, SUCCESS_KEY, store.get(SUCCESS_KEY))
+        success = parse(Success, SUCCESS_KEY, store.get(SUCCESS_KEY, length=MAX_NOTE_BYTES))
     except ObjectMissingError:
         yield Fault(SUCCESS_KEY, f"is missing: the job stopped at its last step; {_RESUME}")
         return
@@ -130,7 +129,7 @@ def _contradictions(manifest: Manifest) -> Iterator[Fault]:
 
 def _what_is_there(store: Store) -> str:
     try:
-        plan = parse(Plan, PLAN_KEY, store.get(PLAN_KEY))
+        plan = parse(Plan, PLAN_KEY, store.get(PLAN_KEY, length=MAX_PLAN_BYTES))
     except ObjectMissingError:
         return "there is no plan either, so this is no dataset of genworker; check the URL"
     if isinstance(plan, Fault):

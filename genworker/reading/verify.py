@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genworker.bulk.layout import Layout, getter
-from genworker.bulk.plan import DATA_PREFIX, PLAN_KEY, Plan, differences
+from genworker.bulk.plan import DATA_PREFIX, MAX_PLAN_BYTES, PLAN_KEY, Plan, differences
 from genworker.bulk.shard_table import ShardTable
 from genworker.errors import DatasetError, ObjectMissingError
 from genworker.reading.manifest import Fault, examine, parse
@@ -115,7 +115,7 @@ def _foreign(info: ObjectInfo) -> Fault:
 
 def _plan_faults(store: Store, plan: Plan) -> list[Fault]:
     try:
-        stored = parse(Plan, PLAN_KEY, store.get(PLAN_KEY))
+        stored = parse(Plan, PLAN_KEY, store.get(PLAN_KEY, length=MAX_PLAN_BYTES))
     except ObjectMissingError:
         return [Fault(PLAN_KEY, "is missing")]
     if isinstance(stored, Fault):

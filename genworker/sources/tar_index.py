@@ -19,6 +19,7 @@ from genworker.sources.encoded import NUM_THREADS
 from genworker.sources.tar import BLOCK, members
 from genworker.sources.tar_samples import Rules, Sample, choose_rules, samples
 from genworker.stores import open_store
+from genworker.stores.base import get_at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -182,10 +183,7 @@ def _place(url: str) -> tuple[Store, str]:
 def _load(url: str) -> TarIndex | None:
     store, name = _place(url)
     try:
-        text = store.get(name, length=_MAX_INDEX_BYTES + 1)
-        if len(text) > _MAX_INDEX_BYTES:
-            raise SourceError(f"index {url}: has more than {_MAX_INDEX_BYTES} bytes, the most that is read; delete it")
-        return TarIndex.model_validate_json(text)
+        return TarIndex.model_validate_json(get_at_most(store, name, _MAX_INDEX_BYTES, SourceError))
     except ObjectMissingError:
         return None
     except ValueError as err:

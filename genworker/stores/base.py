@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from genworker.errors import GenworkerError
+
 
 @dataclass(frozen=True)
 class ObjectInfo:
@@ -70,3 +72,17 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; a missing one is not an error."""
         ...
+
+
+def get_at_most(store: Store, key: str, most: int, error: type[GenworkerError]) -> bytes:
+    """The bytes of an object that anybody may have put there, as long as they are no more than ``most``.
+
+    Raises:
+        ObjectMissingError: there is none.
+        error: it has more; they are not fetched.
+    """
+    # One byte more than there may be tells a larger object.
+    data = store.get(key, length=most + 1)
+    if len(data) > most:
+        raise error(f"{store.url}/{key}: has more than {most} bytes, which genworker never writes there")
+    return data

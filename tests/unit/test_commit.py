@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genworker.bulk import commit, ledger
+from genworker.bulk import commit, failures, ledger
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     CALIBRATION_KEY,
@@ -498,8 +498,25 @@ def test_a_plan_beyond_any_reason_is_not_read(monkeypatch: pytest.MonkeyPatch) -
     store = open_store(f"memory://{uuid.uuid4().hex}")
     commit.claim(store, PLAN)
     size = len(store.get(commit.PLAN_KEY))
-    monkeypatch.setattr(commit, "_MAX_PLAN_BYTES", size)
+    monkeypatch.setattr(commit, "MAX_PLAN_BYTES", size)
     assert commit.read_plan(store) == PLAN
-    monkeypatch.setattr(commit, "_MAX_PLAN_BYTES", size - 1)
+    monkeypatch.setattr(commit, "MAX_PLAN_BYTES", size - 1)
     with pytest.raises(PlanError, match=f"plan.json: has more than {size - 1} bytes"):
         commit.read_plan(store)
+
+
+def test_what_is_larger_than_anything_written_here_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of receipts beyond any reason is refused by its listed size; a failure, which only informs, tells nothing."""
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    commit.claim(store, PLAN)
+    failures.write(store, PLAN, "the disk is full", 1)
+    store.put(RECEIPTS_PREFIX + "0.json", b" " * 5_000)
+    monkeypatch.setattr(ledger, "MAX_RECEIPTS_BYTES", 4_999)
+    monkeypatch.setattr(failures, "MAX_NOTE_BYTES", 10)
+    fetched: list[str] = []
+    monkeypatch.setattr(type(store), "get", lambda _self, key, **_part: fetched.append(key))
+    with pytest.raises(DatasetError, match=r"receipts/0\.json: has 5000 bytes; no batch of receipts has so many"):
+        ledger.read(store, PLAN)
+    told = failures.read(store)
+    assert (told.count, told.error) == (1, None)
+    assert fetched == []

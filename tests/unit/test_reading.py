@@ -380,8 +380,8 @@ def test_a_manifest_beyond_any_reason_is_not_read(monkeypatch: pytest.MonkeyPatc
     url = f"memory://{uuid.uuid4().hex}"
     fake.publish(url, fake.make_plan(num_samples=20))
     size = len(open_store(url).get(MANIFEST_KEY))
-    monkeypatch.setattr("genworker.reading.manifest._MAX_BYTES", size)
+    monkeypatch.setattr("genworker.reading.manifest.MAX_MANIFEST_BYTES", size)
     assert len(open_dataset(url)) == 20
-    monkeypatch.setattr("genworker.reading.manifest._MAX_BYTES", size - 1)
+    monkeypatch.setattr("genworker.reading.manifest.MAX_MANIFEST_BYTES", size - 1)
     with pytest.raises(DatasetError, match=f"_manifest.json: has more than {size - 1} bytes"):
         open_dataset(url)
