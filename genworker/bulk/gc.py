@@ -30,7 +30,7 @@ from genworker.bulk.plan import (
     SUCCESS_KEY,
     Plan,
 )
-from genworker.bulk.removal import GC, NOTICES, RETAIN, delete_all, removed_by
+from genworker.bulk.removal import GC, NOTICES, RETAIN, delete_all, delete_dataset, removed_by
 from genworker.errors import DatasetError, ObjectExistsError
 from genworker.stores.base import ObjectInfo, Store
 
@@ -130,15 +130,13 @@ def give_up(store: Store, *, older_than_seconds: float, now: float | None = None
             store.delete(REMOVING_KEY)
         raise
     plan = commit.read_plan(store)
-    first, last = [SUCCESS_KEY, MANIFEST_KEY], [PLAN_KEY, REMOVING_KEY]
-    # Both marks, also where a driver put them after the look; the marker goes before what it vouches for.
-    for key in first:
-        store.delete(key)
-    delete_all(store, (item.key for item in garbage if item.key not in first + last))
-    # Listed again: a driver that was running may have put a shard since.
-    delete_all(store, [info.key for info in _objects(store, plan) if info.key not in last])
-    for key in last:
-        store.delete(key)
+    delete_dataset(
+        store,
+        "",
+        lambda: (item.key for item in garbage if item.key not in {SUCCESS_KEY, MANIFEST_KEY}),
+        # Listed again: a driver that was running may have put a shard since.
+        lambda: (info.key for info in _objects(store, plan)),
+    )
     return [item for item in garbage if not (announced and item.key == REMOVING_KEY)]
 
 

@@ -9,10 +9,10 @@ begins and again while he publishes, so that nobody vouches for objects that are
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from genworker.bulk.plan import REMOVING_KEY
+from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, REMOVING_KEY, SUCCESS_KEY
 from genworker.errors import ObjectMissingError, PlanError
 from genworker.stores.base import Store
 
@@ -44,6 +44,28 @@ def check_kept(store: Store) -> None:
             "then run this command again, or write to another URL; to keep what is left, delete "
             f"{store.url}/{REMOVING_KEY} when no removal runs"
         )
+
+
+def delete_dataset(store: Store, place: str, *looks: Callable[[], Iterable[str]]) -> None:
+    """Delete a dataset whose notice is there, in an order that no reader can stumble over and no stop can leave unknown.
+
+    Args:
+        store: above the dataset.
+        place: of the dataset (empty, or ending with a slash).
+        looks: each names, once those before it are deleted, the keys to delete next, side by side; between the marks that
+            vouch for them, and the plan and the notice.
+
+    Raises:
+        StoreError: the first failure; another call goes on.
+    """
+    last = [place + PLAN_KEY, place + REMOVING_KEY]
+    # The marker goes before what it vouches for; both, also where a driver put them after anybody looked.
+    for key in (SUCCESS_KEY, MANIFEST_KEY):
+        store.delete(place + key)
+    for look in looks:
+        delete_all(store, [key for key in look() if key not in last])
+    for key in last:
+        store.delete(key)
 
 
 def delete_all(store: Store, keys: Iterable[str]) -> int:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genworker.bulk.catalog import places
-from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, REMOVING_KEY, SUCCESS_KEY
-from genworker.bulk.removal import NOTICES, RETAIN, delete_all, removed_by
+from genworker.bulk.plan import PLAN_KEY, REMOVING_KEY, SUCCESS_KEY
+from genworker.bulk.removal import NOTICES, RETAIN, delete_dataset, removed_by
 from genworker.errors import DatasetError
 from genworker.stores.base import ObjectInfo, Store
 
@@ -79,13 +79,7 @@ def find_old(store: Store, keep: int, by: Literal["name", "age"] = "name") -> li
 
 def remove_dataset(store: Store, doomed: Doomed) -> int:
     """Remove a dataset, its marker first; returns the number of objects that were there."""
-    first = [doomed.place + key for key in (SUCCESS_KEY, MANIFEST_KEY)]
-    last = [doomed.place + key for key in (PLAN_KEY, REMOVING_KEY)]
     store.put(doomed.place + REMOVING_KEY, NOTICES[RETAIN], overwrite=True)
-    for key in first:
-        store.delete(key)
     # Listed again: a driver that was slower than the others may have put a shard since.
-    delete_all(store, [info.key for info in store.list(doomed.place) if info.key not in last])
-    for key in last:
-        store.delete(key)
+    delete_dataset(store, doomed.place, lambda: (info.key for info in store.list(doomed.place)))
     return len(doomed.objects)
