@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _NUM_THREADS = 16
 
 # What one row group may ask for. A few bytes can stand for any number of rows, and a small file can say that it unpacks
-# to anything; encoded images do not compress, so an honest file unpacks to little more than its own size.
+# to anything; encoded images do not compress, so an honest file unpacks to little more than its own size. A footer that lies
+# passes: each page has a header of its own, which pyarrow alone reads, and which may ask for 2 GiB.
 MAX_ROWS = 2**20
 MAX_BYTES = 2**28
 _MAX_RATIO = 4
