@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from genworker import bundle as bundles
 from genworker.bulk.plan import BUNDLE_PREFIX, MANIFEST_KEY, PLAN_KEY, SUCCESS_KEY
-from genworker.bulk.records import Manifest, Success
+from genworker.bulk.records import MAX_MANIFEST_BYTES, MAX_NOTE_BYTES, Manifest, Success
 from genworker.bundle import Lineage
 from genworker.errors import BundleError, DatasetError, ObjectMissingError
 from genworker.metrics.cards import Measured
-from genworker.stores.base import ObjectInfo, Store
+from genworker.stores.base import ObjectInfo, Store, get_at_most
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ def read_catalog(store: Store) -> tuple[list[Published], list[str]]:
 
 def _read(store: Store, place: str, marker: ObjectInfo) -> Published:
     url = f"{store.url.rstrip('/')}/{place}".rstrip("/")
-    text = store.get(place + MANIFEST_KEY)
+    text = get_at_most(store, place + MANIFEST_KEY, MAX_MANIFEST_BYTES, DatasetError)
     digest = hashlib.sha256(text).hexdigest()
     try:
-        vouched = Success.model_validate_json(store.get(place + SUCCESS_KEY)).manifest_sha256
+        vouched = Success.model_validate_json(store.get(place + SUCCESS_KEY, length=MAX_NOTE_BYTES)).manifest_sha256
         manifest = Manifest.read(text)
     except ValidationError as err:
         raise DatasetError(f"{url}: {MANIFEST_KEY} or {SUCCESS_KEY} is damaged: {err.errors()[0]['msg']}") from err

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from genworker import bundle as bundles
 from genworker.bulk.progress import Progress
 from genworker.bulk.request import GenerateSpec, calibrated
@@ -65,13 +63,8 @@ def rehearse(spec: GenerateSpec) -> dict[str, Any]:
         BundleError: the generator cannot be built, or its images are not finite.
     """
     bundle = bundles.load(open_store(spec.bundle), with_scorer="score" in (spec.columns or ()))
-    before = torch.get_num_threads()
-    torch.set_num_threads(spec.cpus_per_actor)
-    try:
-        briefly = spec.model_copy(update={"calibrate": False})
-        return forecast(spec, calibrated(briefly, bundle, pick_device(use_gpu=spec.use_gpu), 1), 1)
-    finally:
-        torch.set_num_threads(before)
+    briefly = spec.model_copy(update={"calibrate": False})
+    return forecast(spec, calibrated(briefly, bundle, pick_device(use_gpu=spec.use_gpu), 1), 1)
 
 
 def sentence(made: dict[str, Any], num_samples: int) -> str:
