@@ -36,7 +36,8 @@ NUM_SHARDS, SAMPLES_PER_SHARD = 400, 60  # still at work when a host that was cu
 CHECKPOINT_EVERY = 1_024
 TRAINING = tiny_training(
     {
-        "images": 4 * CHECKPOINT_EVERY,
+        "images": 16
+        * CHECKPOINT_EVERY,  # a worker whose raylet is gone notices it after a second, and trains on until then
         "precision": "float32",
         "report_every_images": 512,
         "checkpoint_every_images": CHECKPOINT_EVERY,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +107,8 @@ def _table(found: list[Run], url: str) -> Any:
 
 def _facts(run: Run) -> dict[str, Any]:
     """A run as JSON."""
+    from genworker.training.record import finite
+
     best = run.best_evaluation
     return {
         "url": run.url,
@@ -116,17 +117,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "images_seen": run.images_seen,
         "planned_images": run.planned_images,
         "seconds_since_written": round(run.quiet_seconds, 1),
-        "last_report": _finite(run.last_report),
+        "last_report": finite(run.last_report),
         "alarms": len(run.alarms),
-        "best_evaluation": None if best is None else {"metric": run.metric, **_finite(best)},
+        "best_evaluation": None if best is None else {"metric": run.metric, **finite(best)},
         "damaged": list(run.damaged),
     }
-
-
-def _finite(values: Any) -> Any:
-    """JSON has no word for what is not finite."""
-    if isinstance(values, dict):
-        return {key: _finite(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values

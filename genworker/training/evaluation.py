@@ -6,7 +6,6 @@ images in place of the generated ones. It computes where it is called and knows 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from genworker.schema import Int64Array, Pixels
 from genworker.stores.base import Store
 from genworker.training import log_likelihood
 from genworker.training.extractors import get_extractor
+from genworker.training.record import finite
 from genworker.training.reference import RealImages
 
 DEFAULT_SAMPLES = 2_000
@@ -51,8 +51,8 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """``metrics`` and ``floor`` (numbers by name, null where not finite), ``cards`` (by metric), ``seconds``."""
         return {
-            "metrics": _finite(self.numbers),
-            "floor": _finite(_flat(self.floor)),
+            "metrics": finite(self.numbers),
+            "floor": finite(_flat(self.floor)),
             "cards": {name: score.card.model_dump(mode="json") for name, score in self.scores.items()},
             "seconds": round(self.seconds, 3),
         }
@@ -192,8 +192,3 @@ def _update(made: Mapping[str, Metric], extractor: Extractor, pixels: Pixels, la
 
 def _flat(scores: Mapping[str, Score]) -> dict[str, float]:
     return {number: value for score in scores.values() for number, value in score.numbers.items()}
-
-
-def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    # JSON has no word for what is not finite.
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

@@ -92,18 +92,19 @@ class Lines:
 
     def text(self) -> bytes:
         """All lines. Numbers that are not finite become null, because JSON has no word for them."""
-        return "".join(json.dumps(_finite(line)) + "\n" for line in self._lines).encode()
+        return "".join(json.dumps(finite(line)) + "\n" for line in self._lines).encode()
 
     def flush(self, text: bytes | None = None) -> None:
         """Store all lines, or those of an earlier ``text``."""
         self._store.put(self._key, self.text() if text is None else text, overwrite=True)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value`` with None for every number that is not finite, for which JSON has no word; looks into dicts and lists."""
     if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
