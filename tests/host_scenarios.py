@@ -241,17 +241,19 @@ def cut_off(site: Site) -> Outcome:
     """
 
     def disturb(site: Site, host: Host, program: Program, url: str) -> int:
-        host.cut()
-        time.sleep(2.5)  # it goes on until a put hangs, and is not missed yet
-        host.signal(signal.SIGSTOP)
-        # Given away when it is missed, or by then on suspicion, which may end the job: they are the next to be done.
-        before, there = len(site.puts(url, host)), lambda: len(site.puts(url))
-        _wait(lambda: program.process.poll() is not None or "died" in program.stderr, "the host was not missed")
-        given = there()
-        _wait(lambda: program.process.poll() is not None or there() >= given + 4, "its tasks were not given away")
-        host.mend()
-        assert host.signal(signal.SIGCONT, only=ACTOR) == 1
-        _wait(lambda: len(site.puts(url, host)) > before, "the host that came back put nothing")
+        # The other host cannot do the whole rest before this one is missed, however fast it is.
+        with site.hosts["one"].slow(SLOW_LINK):
+            host.cut()
+            time.sleep(2.5)  # it goes on until a put hangs, and is not missed yet
+            host.signal(signal.SIGSTOP)
+            # Given away when it is missed, or by then on suspicion, which may end the job: they are the next to be done.
+            before, there = len(site.puts(url, host)), lambda: len(site.puts(url))
+            _wait(lambda: program.process.poll() is not None or "died" in program.stderr, "the host was not missed")
+            given = there()
+            _wait(lambda: program.process.poll() is not None or there() >= given + 4, "its tasks were not given away")
+            host.mend()
+            assert host.signal(signal.SIGCONT, only=ACTOR) == 1
+            _wait(lambda: len(site.puts(url, host)) > before, "the host that came back put nothing")
         host.signal(signal.SIGCONT)
         time.sleep(5)
         late = site.puts(url, host)[before:]

@@ -96,8 +96,10 @@ class Host:
         link = ["tc", "-n", self.space, "qdisc"]
         shape = ["tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
         subprocess.run([*link, "add", "dev", "eth0", "root", *shape], check=True, capture_output=True)
-        yield
-        subprocess.run([*link, "del", "dev", "eth0", "root"], check=True, capture_output=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*link, "del", "dev", "eth0", "root"], check=True, capture_output=True)
 
     def signal(self, number: int, only: str = "") -> int:
         """Send a signal to all processes of its Ray node, or to those whose title begins with ``only``; how many got it."""
