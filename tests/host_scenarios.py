@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from tests.processes import Program
     from tests.servers import S3Server
 
-NUM_SHARDS, SAMPLES_PER_SHARD = 400, 60  # still at work when a host that was cut off is back, on fast machines too
+NUM_SHARDS, SAMPLES_PER_SHARD = 400, 60
 CHECKPOINT_EVERY = 1_024
+# A worker whose raylet is gone may train on for a moment, which must not be all that is left to train.
 TRAINING = tiny_training(
     {
-        "images": 16
-        * CHECKPOINT_EVERY,  # a worker whose raylet is gone notices it after a second, and trains on until then
+        "images": 16 * CHECKPOINT_EVERY,
         "precision": "float32",
         "report_every_images": 512,
         "checkpoint_every_images": CHECKPOINT_EVERY,
@@ -46,7 +46,7 @@ TRAINING = tiny_training(
     evaluation={"num_samples": 0},
     resources={"workers": [1, 2], "collective_timeout_seconds": 20},
 )
-# Takes a minute and a half for the shards of a job: long enough for a host to join.
+# Takes a minute and a half for the shards of a job: long enough for a host to join, or to be missed.
 SLOW_LINK = "2mbit"
 # Processes of a node by how their titles begin.
 RAYLET = str(Path(ray.__file__).parent / "core/src/ray/raylet/raylet")
@@ -246,11 +246,11 @@ def cut_off(site: Site) -> Outcome:
             host.cut()
             time.sleep(2.5)  # it goes on until a put hangs, and is not missed yet
             host.signal(signal.SIGSTOP)
-            # Given away when it is missed, or by then on suspicion, which may end the job: they are the next to be done.
+            # Given away when it is missed, or by then on suspicion: they are the next to be done.
             before, there = len(site.puts(url, host)), lambda: len(site.puts(url))
-            _wait(lambda: program.process.poll() is not None or "died" in program.stderr, "the host was not missed")
+            _wait(lambda: "died" in program.stderr, "the host was not missed")
             given = there()
-            _wait(lambda: program.process.poll() is not None or there() >= given + 4, "its tasks were not given away")
+            _wait(lambda: there() >= given + 4, "its tasks were not given away")
             host.mend()
             assert host.signal(signal.SIGCONT, only=ACTOR) == 1
             _wait(lambda: len(site.puts(url, host)) > before, "the host that came back put nothing")
