@@ -28,7 +28,7 @@ class Beside:
         self._task = task
         self._attempt = attempt
         self._pool: ThreadPoolExecutor | None = None
-        self._waiting: deque[Future[bool]] = deque()
+        self._waiting: deque[Future[tuple[str, bool]]] = deque()
         self._num_bytes = 0
 
     def put(self, name: str, data: bytes) -> None:

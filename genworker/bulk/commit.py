@@ -135,14 +135,14 @@ def store_bundle(store: Store, bundle: Bundle) -> None:
         bundle.save(store, BUNDLE_PREFIX)
 
 
-def put_same(store: Store, key: str, data: bytes, attempt: int) -> bool:
-    """Store an object of a shard, or find that it is stored; returns whether it was there.
+def put_same(store: Store, key: str, data: bytes, attempt: int) -> tuple[str, bool]:
+    """Store an object of a shard, or find that it is stored; returns its SHA-256 and whether it was there.
 
     Raises:
         DeterminismError: the key holds other bytes.
     """
     try:
-        store.put(key, data)
+        stored = store.put(key, data)
     except ObjectExistsError as err:
         # A lost reply, a faster attempt, or another driver: equal bytes are success.
         there = store.head(key)
@@ -153,8 +153,10 @@ def put_same(store: Store, key: str, data: bytes, attempt: int) -> bool:
                 f"{len(data)} bytes with {sha256}; one plan must give one result: find out which machine differs "
                 "(`genworker verify --resample`), or remove the object if it is foreign"
             ) from err
-        return True
-    return False
+        return sha256, True
+    # Not taken again here: of large images that would be a hundredth of all that a shard costs.
+    assert stored.sha256 is not None, "a put tells the digest"
+    return stored.sha256, False
 
 
 def commit_shard(store: Store, task: Task, data: bytes, attempt: int, *, beside_bytes: int = 0) -> Receipt:
@@ -163,12 +165,12 @@ def commit_shard(store: Store, task: Task, data: bytes, attempt: int, *, beside_
     Raises:
         DeterminismError: the key holds other bytes.
     """
-    duplicate = put_same(store, task.key, data, attempt)
+    sha256, duplicate = put_same(store, task.key, data, attempt)
     return Receipt(
         shard_index=task.shard_index,
         num_samples=task.num_samples,
         num_bytes=len(data) + beside_bytes,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256,
         attempt=attempt,
         duplicate=duplicate,
     )

@@ -21,7 +21,7 @@ class ObjectInfo:
         key: path below the store's URL, with forward slashes.
         size: bytes.
         modified: seconds since the epoch, by the store's clock.
-        sha256: hex digest of the content where the store knows it (`head` always tells; `list` may say None).
+        sha256: hex digest of the content where the store knows it (`put` and `head` always tell; `list` may say None).
     """
 
     key: str
@@ -49,7 +49,7 @@ class Store(Protocol):
         ...
 
     def put(self, key: str, data: bytes, *, overwrite: bool = False) -> ObjectInfo:
-        """Store ``data`` under ``key`` as one visible step, checksummed on the way.
+        """Store ``data`` under ``key`` as one visible step, checksummed on the way; tells the digest of what it was given.
 
         Raises:
             ObjectExistsError: ``overwrite`` is False and the key is taken. The object there may hold the same bytes (a

@@ -16,6 +16,7 @@ import os
 import time
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ class BitStore(MemoryStore):
         if index is None:
             return super().put(key, data, overwrite=overwrite)
         self._there[index] = 1
-        return self._info(index)
+        return replace(self._info(index), sha256=hashlib.sha256(data).hexdigest())
 
     def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
         self.requests["get"] += 1
