@@ -140,14 +140,13 @@ class VAE:
             ``elbo_train``, and with held-out images ``elbo_held_out`` and ``elbo_gap``, their difference: nats per image by
             which training images fit better; and `genworker.families.vae_health.posterior_measures` on ``train``.
         """
-        measures: Measures = {"elbo_train": float(self._elbo(networks, train, ctx))}
+        elbo, features = self._elbo(networks, train, ctx)
+        noise = ctx.noise(_NOISE, self.config.latent_dim)[: len(features)]
+        measures = posterior_measures(networks, features, self._labels(train), noise) | {"elbo_train": elbo}
         if held_out is not None:
-            held_out_elbo = float(self._elbo(networks, held_out, ctx))
-            measures["elbo_held_out"] = held_out_elbo
-            measures["elbo_gap"] = float(measures["elbo_train"]) - held_out_elbo  # type: ignore[arg-type]
-        images, labels = self._observed(train, ctx), self._labels(train)
-        noise = ctx.noise(_NOISE, self.config.latent_dim)[: len(images)]
-        return measures | posterior_measures(networks, images, labels, noise)
+            held_out_elbo, _ = self._elbo(networks, held_out, ctx)
+            measures |= {"elbo_held_out": held_out_elbo, "elbo_gap": elbo - held_out_elbo}
+        return measures
 
     def bands(self) -> tuple[Band, ...]:
         """Collapse is an alarm; a bound that is no number goes back to the last good checkpoint."""
@@ -171,14 +170,14 @@ class VAE:
         uniform = ctx.uniform(_PIXELS, batch.images[0].numel())
         return binarised(batch.images, uniform[: len(batch.images)])
 
-    def _elbo(self, networks: Networks, batch: Batch, ctx: StepContext) -> Tensor:
-        """Mean ELBO of the images, at one draw each, with the likelihood as it is outside training."""
+    def _elbo(self, networks: Networks, batch: Batch, ctx: StepContext) -> tuple[float, Tensor]:
+        """Mean ELBO of the images, at one draw each, with the likelihood as it is outside training; and their features."""
         images, labels = self._observed(batch, ctx), self._labels(batch)
         noise = ctx.noise(_NOISE, self.config.latent_dim)[: len(images)]
-        drawn = draw(networks, encoder_of(networks).features(images, labels), labels, noise, top_prior(networks))
-        decoder = decoder_of(networks)
+        features, decoder = encoder_of(networks).features(images, labels), decoder_of(networks)
+        drawn = draw(networks, features, labels, noise, top_prior(networks))
         log_pixels = decoder.likelihood.log_prob(decoder.parameters_of(drawn.z, labels), images)
-        return (log_pixels - drawn.kl.sum(1)).mean()
+        return float((log_pixels - drawn.kl.sum(1)).mean()), features
 
     def _loss(self, networks: Networks, batch: Batch, ctx: StepContext) -> Losses:
         config, decoder = self.config, decoder_of(networks)

@@ -22,12 +22,12 @@ _WARM = 0.2  # share of the run after which latents that an image needs are in u
 
 
 @torch.no_grad()
-def posterior_measures(networks: Networks, images: Tensor, labels: Tensor | None, noise: Tensor) -> Measures:
+def posterior_measures(networks: Networks, features: Tensor, labels: Tensor | None, noise: Tensor) -> Measures:
     """Measure how much the latents tell.
 
     Args:
         networks: of the VAE.
-        images: as the likelihood sees them, float32 [N, C, H, W].
+        features: of N images, [N, F], from the encoder.
         labels: int64 [N], or None for an unconditional model.
         noise: standard normal float32 [N, latent_dim].
 
@@ -37,7 +37,7 @@ def posterior_measures(networks: Networks, images: Tensor, labels: Tensor | None
     """
     encoder = encoder_of(networks)
     standard, dims = isinstance(networks["prior"], StandardPrior), encoder.level_dims
-    mean, logvar = encoder(images, labels)
+    mean, logvar = encoder.moments(features)
     mean, logvar = mean.float(), logvar.float()
     spread = mean.var(0, correction=0)
     in_all = spread + logvar.exp().mean(0)  # variance of the aggregate posterior

@@ -95,7 +95,10 @@ class VAEEncoder(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Map images [N, C, H, W] to mean and log variance, [N, latent_dim] each; the lower level's at the top's mean."""
-        features = self.features(images, labels)
+        return self.moments(self.features(images, labels))
+
+    def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of features [N, F]."""
         mean, logvar = self.top(features)
         if len(self.level_dims) == 1:
             return mean, logvar
