@@ -6,7 +6,6 @@ measuring instrument: the same data, seed and processor give the same weights, s
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genworker.config import Spec
+from genworker.device import threads
 from genworker.errors import UsageError
 from genworker.schema import ImageSchema, Int64Array, Pixels, SampleBatch
 
@@ -91,7 +91,8 @@ def train_classifier(read: Read, length: int, schema: ImageSchema, config: Class
     batch_size = min(config.batch_size, length)
     steps = max(1, min(config.images, config.max_epochs * length) // batch_size)
     shifts = np.random.Generator(np.random.Philox([config.seed, 1]))  # not those of the order
-    with one_thread(), torch.random.fork_rng(devices=[]):
+    # Sums over a batch are then added in the same order everywhere.
+    with threads(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = SmallConvNet(schema)
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -120,17 +121,6 @@ def accuracy(network: SmallConvNet, labelled: Iterable[tuple[Pixels, Int64Array]
             right += int((logits.argmax(1).numpy() == labels[part]).sum())
             seen += len(labels[part])
     return right / seen
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread inside the block: sums over a batch are then added in the same order everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _rise_and_fall(progress: float) -> float:

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from genworker.config import canonical_json
+from genworker.device import threads
 from genworker.errors import UsageError
 from genworker.metrics.base import Observed
 from genworker.metrics.classifier import (
@@ -23,7 +24,6 @@ from genworker.metrics.classifier import (
     ClassifierConfig,
     Read,
     SmallConvNet,
-    one_thread,
     to_images,
     train_classifier,
 )
@@ -73,7 +73,7 @@ class Extractor:
         features = np.empty((len(pixels), FEATURE_DIM), np.float32)
         classes = np.empty(len(pixels), np.int64)
         # One thread and batches of one size: the same images give the same features wherever they stand.
-        with one_thread():
+        with threads(1):
             for start in range(0, len(pixels), _BATCH):
                 part = slice(start, start + _BATCH)
                 values, logits = self.network(to_images(pixels[part]))
@@ -86,7 +86,7 @@ class Extractor:
 def train_extractor(read: Read, length: int, schema: ImageSchema, config: ClassifierConfig) -> Extractor:
     """A classifier of the labelled images that ``read`` gives; its features are those of its last layer but one."""
     network = train_classifier(read, length, schema, config)
-    with one_thread():
+    with threads(1):
         network.set_scale(_calibration_images(read, length))
     return Extractor(f"classifier-{FEATURE_DIM}", schema, network)
 
@@ -96,7 +96,7 @@ def random_extractor(read: Read, length: int, schema: ImageSchema, seed: int = 0
 
     Some real images set its normalisation.
     """
-    with one_thread(), torch.random.fork_rng(devices=[]):
+    with threads(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = SmallConvNet(schema.model_copy(update={"num_classes": 0, "class_names": ()}))
         for module in network.modules():

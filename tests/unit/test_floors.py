@@ -17,8 +17,8 @@ PACKAGE = ROOT / "genworker"
 # Floor -> modules; ``name.*`` means the package with all that is in it, a plain name that module alone.
 FLOORS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
-    1: ("schema", "config", "registry"),
-    2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "metrics.*", "device"),
+    1: ("schema", "config", "registry", "device"),
+    2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "metrics.*"),
     3: (
         "bundle",
         "sampling.*",
@@ -313,7 +313,7 @@ def test_packages_that_span_floors_are_empty(hall: str) -> None:
 
 
 def test_packages_of_floor_two_keep_to_themselves() -> None:
-    """Sources, families, codecs, formats, stores and device import each other only through the known doors."""
+    """Sources, families, codecs, formats, stores and metrics import each other only through the known doors."""
     wrong = []
     for entry, target in inner_imports():
         if floor_of(entry.module) == 2 == floor_of(target):
