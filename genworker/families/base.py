@@ -8,6 +8,7 @@ decoder are the same thing to everybody else. Families know torch and nothing of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -37,10 +38,8 @@ class Cosine(Spec):
 
     def at(self, progress: float) -> float:
         """The value at ``progress`` in [0, 1]; constant outside."""
-        from math import cos, pi
-
         progress = min(max(progress, 0.0), 1.0)
-        return self.end + (self.start - self.end) * 0.5 * (1.0 + cos(pi * progress))
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 class FamilyConfig(Spec):
