@@ -83,6 +83,28 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
         "training": {"images": 5_000_000, "batch_size": 256},
     },
+    "conv": {
+        "aim": 228.7,
+        "family": {
+            "latent_dim": 40,
+            "encoder": _SMALL_STACK,
+            "decoder": _SMALL_STACK,
+            "lr": {"start": 2e-3, "end": 1e-5},
+        },
+        "training": {"images": 6_000_000, "batch_size": 128, "precision": "bfloat16"},
+    },
+    "conv-vampprior": {
+        "aim": 227.4,
+        "family": {
+            "latent_dim": 40,
+            "prior": "vampprior",
+            "num_pseudo_inputs": 150,
+            "encoder": _SMALL_STACK,
+            "decoder": _SMALL_STACK,
+            "lr": {"start": 2e-3, "end": 1e-5},
+        },
+        "training": {"images": 5_000_000, "batch_size": 128, "precision": "bfloat16"},
+    },
     "conv-2level": {
         "aim": 225.4,
         "family": {
@@ -93,6 +115,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "lr": {"start": 2e-3, "end": 1e-5},
         },
         "training": {"images": 6_000_000, "batch_size": 128},
+    },
+    "conv-2level-vampprior": {
+        "aim": 225.4,
+        "family": {
+            "levels": 2,
+            "latent_dim": 64,
+            "prior": "vampprior",
+            "num_pseudo_inputs": 150,
+            "encoder": _SMALL_STACK,
+            "decoder": _SMALL_STACK,
+            "lr": {"start": 2.5e-3, "end": 1e-5},
+        },
+        "training": {"images": 10_000_000, "batch_size": 256, "precision": "bfloat16"},
     },
 }
 _SLICE = 100  # images that share one call
@@ -106,8 +141,8 @@ def spec_of(name: str, images: int | None) -> TrainSpec:
         "data": {"name": "fashion-mnist"},
         "family": _BINARY | config["family"],
         "training": {"holdout_share": 0.0, "report_every_images": 60_000, "checkpoint_every_images": 180_000}
-        | config["training"]
-        | {"precision": "float32", "callbacks": []},
+        | {"precision": "float32", "callbacks": []}
+        | config["training"],
         "evaluation": {"num_samples": 0},
     }
     if images is not None:
