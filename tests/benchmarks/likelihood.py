@@ -81,7 +81,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "iwae_samples": 5,
             "lr": {"start": 1.5e-3, "end": 1e-5},
         },
-        "training": {"images": 5_000_000, "batch_size": 256},
+        "training": {"images": 18_000_000, "batch_size": 256, "precision": "bfloat16"},
     },
     "conv": {
         "aim": 228.7,
