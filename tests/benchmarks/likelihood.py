@@ -93,18 +93,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
         "training": {"images": 6_000_000, "batch_size": 128, "precision": "bfloat16"},
     },
-    "conv-vampprior": {
-        "aim": 227.4,
-        "family": {
-            "latent_dim": 40,
-            "prior": "vampprior",
-            "num_pseudo_inputs": 150,
-            "encoder": _SMALL_STACK,
-            "decoder": _SMALL_STACK,
-            "lr": {"start": 2e-3, "end": 1e-5},
-        },
-        "training": {"images": 5_000_000, "batch_size": 128, "precision": "bfloat16"},
-    },
     "conv-2level": {
         "aim": 225.4,
         "family": {
