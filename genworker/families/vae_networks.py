@@ -94,11 +94,11 @@ class VAEEncoder(nn.Module):
         return moments
 
     def forward(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Map images [N, C, H, W] to mean and log variance, [N, latent_dim] each; the lower level's at the top's mean."""
+        """Map images [N, C, H, W] to the `moments` of their `features`."""
         return self.moments(self.features(images, labels))
 
     def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of features [N, F]."""
+        """Map features [N, F] to mean and log variance, [N, latent_dim] each; the lower level's at the top's mean."""
         mean, logvar = self.top(features)
         if len(self.level_dims) == 1:
             return mean, logvar
