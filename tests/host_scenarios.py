@@ -48,6 +48,7 @@ TRAINING = tiny_training(
 )
 # Takes a minute and a half for the shards of a job: long enough for a host to join, or to be missed.
 SLOW_LINK = "2mbit"
+STALLED_LINK = "16kbit"  # no put is done within seconds
 # Processes of a node by how their titles begin.
 RAYLET = str(Path(ray.__file__).parent / "core/src/ray/raylet/raylet")
 ACTOR = "ray::ShardActor"
@@ -243,7 +244,10 @@ def cut_off(site: Site) -> Outcome:
     def disturb(site: Site, host: Host, program: Program, url: str) -> int:
         # The other host cannot do the whole rest before this one is missed, however fast it is.
         with site.hosts["one"].slow(SLOW_LINK):
-            host.cut()
+            # It holds puts that are not whole when it is cut off; between two tasks it would have nothing left to put.
+            with host.slow(STALLED_LINK):
+                time.sleep(1.5)
+                host.cut()
             time.sleep(2.5)  # it goes on until a put hangs, and is not missed yet
             host.signal(signal.SIGSTOP)
             # Given away when it is missed, or by then on suspicion: they are the next to be done.
