@@ -182,7 +182,8 @@ class VAE:
     def _loss(self, networks: Networks, batch: Batch, ctx: StepContext) -> Losses:
         config, decoder = self.config, decoder_of(networks)
         images, labels = self._observed(batch, ctx), self._labels(batch)
-        count = config.iwae_samples if config.objective == "iwae" else 1
+        importance_weighted = config.objective == "iwae" and ctx.progress >= config.iwae_start
+        count = config.iwae_samples if importance_weighted else 1
         noise = ctx.noise(_NOISE, config.latent_dim * count).view(-1, config.latent_dim)
         features = encoder_of(networks).features(images, labels)
         if count > 1:
@@ -198,7 +199,7 @@ class VAE:
             "nll": nll.detach(),
             "kl": kl.sum().detach(),
         }
-        if config.objective == "iwae":
+        if importance_weighted:
             log_weights = (log_pixels + weight * drawn.log_ratio).view(-1, count)
             losses["loss"] = math.log(count) - torch.logsumexp(log_weights, 1).mean()
         else:

@@ -51,6 +51,10 @@ class VAEConfig(FamilyConfig):
 
     objective: Literal["elbo", "iwae"] = "elbo"
     iwae_samples: Annotated[int, Field(ge=1)] = Field(8, description="latents per image, objective iwae")
+    iwae_start: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of the run that trains the ELBO first, which costs one latent per image; then objective iwae",
+    )
     kl_warmup: Annotated[float, Field(ge=0, le=1)] = Field(
         0.1, description="share of the run over which the weight of the KL term grows from 0 to 1"
     )

@@ -117,6 +117,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
         "training": {"images": 10_000_000, "batch_size": 256, "precision": "bfloat16"},
     },
+    "conv-2level-vampprior-iwae": {
+        "aim": 225.4,
+        "family": {
+            "levels": 2,
+            "latent_dim": 64,
+            "prior": "vampprior",
+            "num_pseudo_inputs": 150,
+            "encoder": _SMALL_STACK,
+            "decoder": _SMALL_STACK,
+            "objective": "iwae",
+            "iwae_samples": 5,
+            "iwae_start": 0.78,  # five passes of the decoder for the last fifth of the images only
+            "second_stage_every": 16,
+            "lr": {"start": 2.5e-3, "end": 1e-5},
+        },
+        "training": {"images": 7_200_000, "batch_size": 256, "precision": "bfloat16"},
+    },
 }
 _SLICE = 100  # images that share one call
 _SEED = 1_000_000

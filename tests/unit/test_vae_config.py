@@ -58,6 +58,25 @@ def test_what_does_not_fit_is_refused(values: dict[str, Any], message: str) -> N
         models.family_config("vae", **values)
 
 
+@pytest.mark.parametrize(("progress", "same_as"), [(0.0, "elbo"), (0.49, "elbo"), (0.5, "iwae"), (0.9, "iwae")])
+def test_the_elbo_comes_before_the_iwae_bound(progress: float, same_as: str) -> None:
+    """Up to iwae_start a run trains the ELBO with one latent per image, free bits included; from there on IWAE's bound."""
+    values = {"network": "mlp", "mlp_width": 8, "kl_warmup": 0.0, "likelihood": "bernoulli", "iwae_samples": 4}
+    configs = {
+        "both": models.family_config("vae", objective="iwae", iwae_start=0.5, **values),
+        "elbo": models.family_config("vae", objective="elbo", **values),
+        "iwae": models.family_config("vae", objective="iwae", **values),
+    }
+    networks = models.networks_of(configs["elbo"], models.SMALL)
+    losses = {}
+    for name, config in configs.items():
+        context = Context(6)
+        context.progress = progress
+        losses[name] = VAE(config, models.SMALL)._loss(networks, batch_of(6), context)["loss"].item()  # type: ignore[arg-type]
+    assert losses["elbo"] != losses["iwae"]
+    assert losses["both"] == losses[same_as]
+
+
 def test_every_class_needs_a_pseudo_input() -> None:
     """Fewer pseudo-inputs than classes are refused where the classes are known; without classes they are enough."""
     with pytest.raises(UsageError, match=r"family\.num_pseudo_inputs 2: each of the 3 classes"):
