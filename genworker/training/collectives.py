@@ -1,19 +1,16 @@
 """The few collective operations of data-parallel training, exact for uneven shares of a batch.
 
-Networks are plain modules, not wrapped: penalties on gradients of gradients reduce wrongly through
-DistributedDataParallel (pytorch#47562, #63929), and a GAN's two players disturb each other's buffers there
-(pytorch#175024). So each phase ends in one all-reduce of one flat buffer, as in StyleGAN3 and R3GAN.
+The sum of gradients is `genworker.training.gradients`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass
@@ -31,25 +28,6 @@ class WorkerGroup:
     share: float
     _waited: float = field(default=0.0, init=False)
     _gpu_waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list, init=False)
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter], votes: Tensor) -> tuple[Tensor, list[float]]:
-        """Replace gradients by their sum over all workers; return the flat sum, one vector, and the sum of each vote.
-
-        Losses are means over the local batch, so each worker scales its loss by its `share` before the backward pass; the
-        sum is then the gradient of the mean over the global batch. A parameter without a gradient counts as zero. The votes,
-        float32 [n], ride along, so that workers agree on something in every step at no cost.
-        """
-        parameters = list(parameters)
-        pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
-        flat = torch.cat([*pieces, votes])
-        if self.world_size > 1:
-            dist.all_reduce(flat)
-        flat, sums = flat[: -len(votes)], flat[-len(votes) :].tolist()
-        offset = 0
-        for parameter in parameters:
-            parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
-            offset += parameter.numel()
-        return flat, sums
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over the global batch of a mean over each worker's part, detached."""

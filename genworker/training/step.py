@@ -1,4 +1,4 @@
-"""One training step of one worker: losses of each phase, one all-reduce, one optimizer step.
+"""One training step of one worker: losses of each phase, one sum of gradients, one optimizer step.
 
 In: a spec, a rank, batches. Out: networks, optimizers and counters that moved on. A step that went wrong is never hidden: one
 whose loss or gradient is not finite, or beyond the phase's bound, is skipped and counted, and too many roll back or end the
@@ -7,6 +7,7 @@ run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from genworker.sources.base import Source
 from genworker.training import checkpoint
 from genworker.training.collectives import WorkerGroup
 from genworker.training.ema import WeightAverage
+from genworker.training.gradients import GradientSum
 from genworker.training.loader import LoaderBatch, rank_slice
 from genworker.training.spec import TrainSpec
 
@@ -189,13 +191,15 @@ class Trainer:
             network.requires_grad_(name in phase.networks)
         self.optimizers[phase.name].zero_grad(set_to_none=True)
         num_not_finite = torch.zeros(1, device=self.device)  # stays there until the gradients are summed
+        gradients = GradientSum(self.group, self._parameters(phase), num_votes=3)
         began = time.perf_counter()
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             self._context.first_draw, self._context.num_draws = int(batch.draws[0]), len(batch.draws)
             with self.autocast():
                 losses = phase.loss(self.networks, self.on_device(batch), self._context)
             began = meter.spent("forward", began)
-            torch.autograd.backward(losses["loss"] * (self.group.share / len(batches)))
+            with gradients.last_backward() if number == len(batches) else contextlib.nullcontext():
+                torch.autograd.backward(losses["loss"] * (self.group.share / len(batches)))
             for name, values in losses.items():
                 meter.add(f"{phase.name}.{name}", values)
             num_not_finite += ~torch.isfinite(losses["loss"].detach())
@@ -206,7 +210,7 @@ class Trainer:
             began = meter.spent("backward", began)
         meter.move(self.group.take_waited(), "backward" if on_gpu else "forward", "all_reduce")
         votes = torch.cat([num_not_finite.new_tensor([self.wish, self.question]), num_not_finite])
-        self._flat_gradient, sums = self.group.sum_gradients(self._parameters(phase), votes)
+        self._flat_gradient, sums = gradients.finish(votes)
         wishes, questions, self._num_not_finite = sums
         self.stop_wished, self.asked = wishes > 0, questions > 0
         meter.spent("all_reduce", began)

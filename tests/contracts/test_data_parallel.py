@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from genworker import families
 from genworker.families.gan_losses import LOSSES
+from genworker.training import gradients as training_gradients
 from genworker.training.loader import Loader, rank_slice
 from genworker.training.step import Meter, Trainer
 from tests.fakes import models
@@ -127,6 +128,7 @@ def gradients(case: Case, rank: int, world_size: int) -> dict[str, Tensor]:
 def work(rank: int, folder: Path) -> None:
     """Take part in a group of each size that has room for this rank, and write the gradients."""
     torch.set_num_threads(1)
+    training_gradients.BUCKET_BYTES = 512  # these networks are small, and are to fill many buckets
     for world_size in (1, *WORLD_SIZES):
         if rank >= world_size:
             continue
