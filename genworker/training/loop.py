@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from genworker.device import threads
 from genworker.errors import DivergedError
 from genworker.sources.base import Source
 from genworker.stores.base import Store
@@ -29,7 +30,15 @@ from genworker.training.watchdog import Alarm, Verdict, Watchdog
 
 
 def train(
-    spec: TrainSpec, source: Source, store: Store, *, rank: int, world_size: int, device: torch.device, hooks: Hooks
+    spec: TrainSpec,
+    source: Source,
+    store: Store,
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    hooks: Hooks,
+    local_size: int = 1,
 ) -> TrainResult:
     """Train until ``spec.training.images`` images were seen, from the newest checkpoint in ``store`` if there is one.
 
@@ -41,6 +50,7 @@ def train(
         world_size: number of workers; above 1, torch's default process group must be initialised.
         device: to compute on.
         hooks: progress out, stop requests in.
+        local_size: number of workers on this machine.
 
     Returns:
         How the run ended. A finished run leaves its bundle below ``bundle/``.
@@ -51,7 +61,7 @@ def train(
         CheckpointError: the store holds a run of another spec or of other data.
         SourceError, StoreError: data or storage failed.
     """
-    run = _Run(Trainer(spec, source, rank, world_size, device), source, store, hooks)
+    run = _Run(Trainer(spec, source, rank, world_size, device), source, store, hooks, local_size)
     try:
         return run.train()
     finally:
@@ -61,9 +71,9 @@ def train(
 class _Run:
     """One worker's part of a run."""
 
-    def __init__(self, trainer: Trainer, source: Source, store: Store, hooks: Hooks) -> None:
+    def __init__(self, trainer: Trainer, source: Source, store: Store, hooks: Hooks, local_size: int) -> None:
         self.trainer, self.source, self.store, self.hooks = trainer, source, store, hooks
-        self.spec, self.group = trainer.spec, trainer.group
+        self.spec, self.group, self.local_size = trainer.spec, trainer.group, local_size
         spec = trainer.spec
         snapshot = resume(self.trainer, store, hooks.on_event)
         self.examiner = Examiner(self.trainer, source) if self.group.rank == 0 else None
@@ -155,13 +165,16 @@ class _Run:
         verdict = Verdict.GO_ON
         if self.recorder is not None and self.examiner is not None:
             counters = self.trainer.state.counters
+            # The other ranks wait meanwhile, so those of this machine do without their threads.
+            with threads(torch.get_num_threads() * self.local_size):
+                health = self.examiner.measure()
             means = [sum(row[0] * row[column + 1] for row in rows) for column in range(len(averages))]
             spent = [dict(zip(parts, row[1 + len(averages) :], strict=True)) for row in rows]
             busy = [sum(rank[part] for part in ("forward", "backward", "optimizer", "data_wait")) for rank in spent]
             self.metrics = {
                 "images_seen": counters.images_seen,
                 **dict(zip(averages, means, strict=True)),
-                **self.examiner.measure(),
+                **health,
                 "images_per_second": meter.images / seconds,
                 **{f"{part}_share": sum(rank[part] for rank in spent) / len(rows) / seconds for part in parts},
                 "worst_data_wait_share": max(rank["data_wait"] for rank in spent) / seconds,

@@ -106,6 +106,7 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
             rank=rank,
             world_size=context.get_world_size(),
             device=ray.train.torch.get_device(),
+            local_size=context.get_local_world_size(),
             hooks=Hooks(
                 on_report=on_report,
                 on_event=lambda text: tell(board.event, text),
