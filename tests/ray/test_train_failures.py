@@ -75,9 +75,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_in_the_same_bits(finished:
 
 
 def test_a_worker_that_hangs_ends_the_run_within_the_timeout(ray_cluster: int, tmp_path: Path) -> None:
-    """A rank that stops answering in a collective: a clear end that names the rank which waited in vain (either may get the
-    process that is stopped here), and the checkpoint to go on from.
-    """
+    """A rank that stops answering in a collective: a clear end that names who waited, and the checkpoint to go on from."""
     run = Running(str(tmp_path / "run"), max_failures=0)
     run.wait_for(lambda: has_checkpoint(run.url))
     stopped = titled(WORKER)[-1]
@@ -88,6 +86,7 @@ def test_a_worker_that_hangs_ends_the_run_within_the_timeout(ray_cluster: int, t
         with contextlib.suppress(ProcessLookupError):
             os.kill(stopped, signal.SIGKILL)
     assert isinstance(run.error, TrainingError)
+    # Either rank may have been given the process that is stopped here.
     lost = re.findall(r"^  rank ([01]): RuntimeError: .*gloo", str(run.error), re.MULTILINE)
     assert len(lost) == 1, run.error
     assert "go on from checkpoints/images-" in str(run.error)
