@@ -52,6 +52,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
                 "ema",
                 "checkpoint",
                 "collectives",
+                "gradients",
                 "spec",
                 "watchdog",
                 "watchdog_spec",
