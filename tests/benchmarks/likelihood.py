@@ -51,6 +51,15 @@ _BINARY = {
     "ema_halflife_images": 60_000,
 }
 _SMALL_STACK = {"widths": [64, 32], "blocks": [1, 0], "patch": 2}
+_TWO_LEVELS_VAMPPRIOR = {
+    "levels": 2,
+    "latent_dim": 64,
+    "prior": "vampprior",
+    "num_pseudo_inputs": 150,
+    "encoder": _SMALL_STACK,
+    "decoder": _SMALL_STACK,
+    "lr": {"start": 2.5e-3, "end": 1e-5},
+}
 # Published for Fashion-MNIST, in nats, 5,000 samples: VAE of 2 x 300 gated units with 40 latents 228.70, with a VampPrior
 # 227.35, convolutional of two levels 225.38 (Norouzi et al., "Exemplar VAE", NeurIPS 2020).
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -106,31 +115,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "conv-2level-vampprior": {
         "aim": 225.4,
-        "family": {
-            "levels": 2,
-            "latent_dim": 64,
-            "prior": "vampprior",
-            "num_pseudo_inputs": 150,
-            "encoder": _SMALL_STACK,
-            "decoder": _SMALL_STACK,
-            "lr": {"start": 2.5e-3, "end": 1e-5},
-        },
+        "family": _TWO_LEVELS_VAMPPRIOR,
         "training": {"images": 10_000_000, "batch_size": 256, "precision": "bfloat16"},
     },
     "conv-2level-vampprior-iwae": {
         "aim": 225.4,
-        "family": {
-            "levels": 2,
-            "latent_dim": 64,
-            "prior": "vampprior",
-            "num_pseudo_inputs": 150,
-            "encoder": _SMALL_STACK,
-            "decoder": _SMALL_STACK,
+        "family": _TWO_LEVELS_VAMPPRIOR
+        | {
             "objective": "iwae",
             "iwae_samples": 5,
             "iwae_start": 0.78,  # five passes of the decoder for the last fifth of the images only
             "second_stage_every": 16,
-            "lr": {"start": 2.5e-3, "end": 1e-5},
         },
         "training": {"images": 7_200_000, "batch_size": 256, "precision": "bfloat16"},
     },
