@@ -16,6 +16,10 @@ FAMILIES: dict[str, type[Family]] = {
     "vae": VAE,
 }
 
+# Goes up with every change after which the networks of a stored bundle compute other bits: a plan holds it, so that no dataset
+# is made by both. 2: features are laid out channels-last, and the layers next to the image work on rearranged pixels.
+NETWORKS_VERSION = "2"
+
 if TYPE_CHECKING:
     AnyFamilyConfig = FamilyConfig
 else:

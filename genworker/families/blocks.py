@@ -4,6 +4,9 @@ Two kinds. ``plain``: two 3x3 convolutions per block, strided 4x4 convolutions b
 coarsest grid; several times faster on a CPU. ``bottleneck``: R3GAN's, that is inverted bottlenecks (1x1 expand, grouped 3x3,
 1x1 project), resampling with [1, 2, 1], and a learned picture per channel at the coarsest grid (Huang et al., "The GAN is
 dead; long live the GAN!", NeurIPS 2024, arXiv:2501.05441).
+
+Features are laid out channels-last from the coarsest grid on, in training too: on CPUs that makes a step of either kind 1.1 to
+1.4 times as fast.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ from genworker.families.layers import (
     BottleneckBlock,
     FilteredResample,
     PlainBlock,
+    Unflatten,
     initialise,
 )
+from genworker.families.patches import PatchConv2d, PatchConvTranspose2d
 
 
 class StackConfig(Spec):
@@ -170,7 +175,7 @@ class UpStack(nn.Module):
         if self.plain:
             start = [
                 initialise(nn.Linear(in_features, current * self.grid.height * self.grid.width)),
-                nn.Unflatten(1, (current, self.grid.height, self.grid.width)),
+                Unflatten(current, self.grid.height, self.grid.width),
             ]
         else:
             start = [Basis(in_features, current, self.grid.height, self.grid.width)]
@@ -185,10 +190,7 @@ class UpStack(nn.Module):
             size = 3 if self.plain else 1
             self.to_image = initialise(nn.Conv2d(current, channels, size, padding=size // 2), gain)
         else:
-            size = 2 * config.patch
-            self.to_image = initialise(
-                nn.ConvTranspose2d(current, channels, size, config.patch, config.patch // 2), gain
-            )
+            self.to_image = initialise(PatchConvTranspose2d(current, channels, config.patch), gain)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [N, in_features] to [N, channels, height, width], unbounded."""
@@ -212,8 +214,7 @@ class DownStack(nn.Module):
             size = 3 if plain else 1
             self.from_image = initialise(nn.Conv2d(channels, current, size, padding=size // 2), gain)
         else:
-            size = 2 * config.patch
-            self.from_image = initialise(nn.Conv2d(channels, current, size, config.patch, config.patch // 2), gain)
+            self.from_image = initialise(PatchConv2d(channels, current, config.patch), gain)
         stages = [_Stage(*_blocks(current, count, config), float32=config.float32_stages > len(coarser))]
         for number, (width_of_stage, count_of_stage) in enumerate(coarser, start=1):
             layers = [*_down(current, width_of_stage, config), *_blocks(width_of_stage, count_of_stage, config)]
@@ -232,7 +233,8 @@ class DownStack(nn.Module):
         rest_h, rest_w = (padded - size for padded, size in zip(self.grid.padded, self.size, strict=True))
         if rest_h or rest_w:
             images = F.pad(images, (rest_w // 2, rest_w - rest_w // 2, rest_h // 2, rest_h - rest_h // 2), value=-1.0)
-        out: Tensor = self.end(self.stages(self.from_image(images)))
+        x = self.from_image(images).contiguous(memory_format=torch.channels_last)
+        out: Tensor = self.end(self.stages(x))
         return out
 
 

@@ -92,6 +92,18 @@ class FilteredResample(nn.Module):
         return out
 
 
+class Unflatten(nn.Module):
+    """A vector to a grid, laid out channels-last."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.shape = (channels, height, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, channels * height * width] to [N, channels, height, width]."""
+        return x.reshape(len(x), *self.shape).contiguous(memory_format=torch.channels_last)
+
+
 class Basis(nn.Module):
     """A feature vector to the coarsest grid: one learned picture per channel, scaled by a linear map of the vector."""
 
@@ -101,9 +113,10 @@ class Basis(nn.Module):
         self.linear = initialise(nn.Linear(in_features, channels, bias=False), LINEAR_GAIN)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map [N, in_features] to [N, channels, height, width]."""
+        """Map [N, in_features] to [N, channels, height, width], laid out channels-last."""
         scales: Tensor = self.linear(features)
-        return self.pictures.to(scales.dtype) * scales[:, :, None, None]
+        grid = self.pictures.to(scales.dtype) * scales[:, :, None, None]
+        return grid.contiguous(memory_format=torch.channels_last)
 
 
 class BasisHead(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from genworker import families
 from genworker.bulk.plan import Numerics
 from genworker.device import device_class, has_fast_bfloat16
 from genworker.errors import OtherMachineError
@@ -33,7 +34,7 @@ def resolve_numerics(
         memory_format="channels_last",
         micro_batch=micro_batch or default_micro_batch(schema),
         threads=num_cpus if device.type == "cpu" else 1,
-        libraries={"torch": torch.__version__, **libraries},
+        libraries={**_libraries(), **libraries},
     )
 
 
@@ -50,9 +51,15 @@ def check_numerics(numerics: Numerics, device: torch.device) -> None:
             f"the plan was made for {numerics.device_class}, this process computes on {here}: its bytes would differ; "
             "run on machines of the plan's kind, or write to another URL"
         )
-    version = numerics.libraries.get("torch")
-    if version != torch.__version__:
-        raise OtherMachineError(
-            f"the plan was made with torch {version}, this process has {torch.__version__}: its bytes could differ; "
-            "use the image or environment that the job was started with, or write to another URL"
-        )
+    for part, version in _libraries().items():
+        planned = numerics.libraries.get(part)
+        if planned != version:
+            raise OtherMachineError(
+                f"the plan was made with {part} {planned}, this process has {version}: its bytes could differ; "
+                "use the image or environment that the job was started with, or write to another URL"
+            )
+
+
+def _libraries() -> dict[str, str]:
+    """The versions of what computes here."""
+    return {"torch": torch.__version__, "networks": families.NETWORKS_VERSION}

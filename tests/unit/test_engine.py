@@ -320,6 +320,11 @@ def test_another_bundle_is_refused() -> None:
         ("device_class", "cpu/SSE2", "computes on cpu/"),
         ("libraries", {"torch": "1.0.0"}, f"made with torch 1.0.0, this process has {torch.__version__}"),
         ("libraries", {}, "made with torch None"),
+        (
+            "libraries",
+            {"torch": torch.__version__},
+            f"made with networks None, this process has {families.NETWORKS_VERSION}",
+        ),
     ],
 )
 def test_another_kind_of_machine_is_refused(field: str, value: object, message: str) -> None:
@@ -354,7 +359,7 @@ def test_numerics_of_this_machine_are_taken_here(force: bool) -> None:
     numerics = resolve_numerics(CPU, models.SMALL, {"codec": "c"}, force_float32=force)
     check_numerics(numerics, CPU)
     assert numerics.device_class == device_class(CPU)
-    assert numerics.libraries == {"torch": torch.__version__, "codec": "c"}
+    assert numerics.libraries == {"torch": torch.__version__, "networks": families.NETWORKS_VERSION, "codec": "c"}
     assert (numerics.dtype == "bfloat16") == (has_fast_bfloat16(CPU) and not force)
 
 
