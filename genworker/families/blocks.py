@@ -5,8 +5,8 @@ coarsest grid; several times faster on a CPU. ``bottleneck``: R3GAN's, that is i
 1x1 project), resampling with [1, 2, 1], and a learned picture per channel at the coarsest grid (Huang et al., "The GAN is
 dead; long live the GAN!", NeurIPS 2024, arXiv:2501.05441).
 
-Features are laid out channels-last from the coarsest grid on, in training too: on CPUs that makes a step of either kind 1.1 to
-1.4 times as fast.
+Features are laid out channels-last from the coarsest grid on, in training too, which CPU libraries compute faster
+(tests/benchmarks/networks.py).
 """
 
 from __future__ import annotations
