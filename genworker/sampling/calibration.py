@@ -131,8 +131,8 @@ def steps_for(
 ) -> list[list[Change]]:
     """What can pay on ``device``, the largest gains first.
 
-    `torch.compile` is not among them: on a CPU it was measured to gain 3% for 20 seconds of compiling in every actor. Nor is the
-    memory format: our networks lay their features out channels-last by themselves, whatever the layout of the weights.
+    `torch.compile` is not among them: on a CPU it was measured to gain 3% for 20 seconds of compiling in every actor. Nor is
+    the memory format: our networks lay their features out channels-last by themselves, whatever the layout of the weights.
     """
     on_gpu = device.type == "cuda"
     sizes = () if fixed_micro_batch else (4, 16, 64) if on_gpu else (0.25, 0.5, 2)
