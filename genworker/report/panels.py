@@ -71,9 +71,29 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         TRAINING,
         "Gradient penalties",
-        ("*.r1", "*.r2", "*.gradient_penalty"),
-        "Squared gradient norm of the discriminator at real (r1) and generated images (r2), before their weight.",
+        ("*.r1", "*.r2", "*.gp"),
+        "Squared gradient norm of the discriminator at real (r1) and generated images (r2), or its squared distance from 1 "
+        "between them (gp), before their weight.",
         log=True,
+    ),
+    Panel(TRAINING, "Cost of the penalties", ("*.penalty",), "R1 and R2 as they are added to the loss.", log=True),
+    Panel(
+        TRAINING,
+        "Balance of the penalties",
+        ("*.penalty_balance",),
+        "log2 of the discriminator's gradient norm at generated over that at real images; at 0 it is equally steep at both.",
+    ),
+    Panel(
+        TRAINING,
+        "Gradient norm of the critic",
+        ("*.gradient_norm",),
+        "At images between real and generated ones; where it is 1, scores are distances.",
+    ),
+    Panel(
+        TRAINING,
+        "Strength of augmentation",
+        ("*.augment_p",),
+        "Probability of each operation on what the discriminator sees.",
     ),
     Panel(
         TRAINING,
@@ -120,9 +140,9 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         STEPS,
-        "Steps that went wrong",
-        ("nonfinite_steps", "skipped_steps", "rollbacks", "corrupt_images"),
-        "Counts since the run began.",
+        "What went wrong",
+        ("nonfinite_steps", "skipped_steps", "rollbacks", "corrupt_images", "data_retries"),
+        "Counts since the run began; of data_retries, how often the store failed and was asked again, since it was resumed.",
         counts=True,
     ),
 )

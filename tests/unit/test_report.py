@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from genworker import families
 from genworker.errors import UsageError
 from genworker.report import curves, page
 from genworker.report.panels import PANELS, panels_for
@@ -143,6 +144,7 @@ def test_a_run_of_the_loop_is_on_its_page(trained: Store) -> None:
     seen = page_of(trained)
     drawn = {name for panel in panels_for(run.last_report) for name in panel.metrics}
     assert drawn == run.last_report.keys() - {"images_seen", "seconds"}
+    assert drawn & {panel.title for panel in panels_for(run.last_report)} == set()  # none under its name in the code
     pngs = [image for image in seen.images if image.startswith(b"\x89PNG")]
     assert trained.get(pictures.key_of(48)) in pngs
     assert len(pngs) == len(run.pictures)
@@ -277,7 +279,7 @@ def test_what_went_wrong_is_on_the_page_and_nothing_gets_out_of_it(store: Store)
     titles = {curve.title: curve for curve in curves.draw(read_run(store))}
     assert NASTY in titles
     assert titles["frechet"].text == "frechet: 3 at image 32"
-    assert titles.keys() >= {"Steps that went wrong", "Where the time goes"}
+    assert titles.keys() >= {"What went wrong", "Where the time goes"}
     assert "recall" not in titles  # never a number
 
 
@@ -339,3 +341,22 @@ def test_every_metric_has_one_panel() -> None:
     found = [name for panel in panels_for(names) for name in panel.metrics]
     assert sorted(found) == sorted(set(names) - {"images_seen"})
     assert len({panel.title for panel in PANELS}) == len(PANELS)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "vae"},
+        {"name": "r3gan", "augment": {}},
+        {"name": "r3gan", "loss": "wasserstein", "gp": 10.0, "r1": False, "r2": False},
+    ],
+    ids=str,
+)
+def test_what_is_watched_has_a_title(values: dict[str, Any]) -> None:
+    """A metric that raises alarms is drawn with a title and a note, not under its name in the code."""
+    family = families.get(values["name"])
+    watched = {band.metric for band in families.make(family.Config(**values), models.SMALL).bands()}
+    assert watched
+    for panel in panels_for(watched):
+        assert panel.note
+        assert panel.title not in watched
