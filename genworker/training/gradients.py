@@ -52,9 +52,13 @@ class GradientSum:
         self._parameters = list(parameters)[::-1]
         self._num_votes = num_votes
         self._buckets = list(_buckets(self._parameters))
-        total = sum(parameter.numel() for parameter in self._parameters) + num_votes
-        self._flat = self._parameters[0].new_empty(total)
         self._sent: list[dist.Work] = []
+
+    @functools.cached_property
+    def _flat(self) -> Tensor:
+        """Where the sum is formed; not before a bucket is sent, when the backward pass has freed some of its memory."""
+        total = sum(parameter.numel() for parameter in self._parameters) + self._num_votes
+        return self._parameters[0].new_empty(total)
 
     @contextlib.contextmanager
     def last_backward(self) -> Iterator[None]:
