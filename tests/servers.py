@@ -86,7 +86,8 @@ class S3Server:
 def moto_server(folder: Path) -> Iterator[S3Server]:
     """A server that honours ``If-None-Match`` on PUT; it keeps objects in memory and its log in ``folder``."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    # -P: what lies beside the script is not importable, so nothing there can hide a library.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("atomic_moto.py")), str(port)]
     with _running("moto", command, {}, port, folder) as server:
         yield server
 
