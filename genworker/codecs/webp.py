@@ -85,7 +85,7 @@ class WebpCodec(_Webp):
 
 
 class WebpLossyCodec(_Webp):
-    """Follows `base.Codec`; lossy, but for alpha."""
+    """Follows `base.Codec`; lossy, but for alpha. Colours are not kept where alpha is 0."""
 
     name: ClassVar[str] = "webp-lossy"
     lossless: ClassVar[bool] = False

@@ -62,10 +62,10 @@ def test_lossless_codec_gives_back_the_same_pixels(name: str, schema: ImageSchem
     seed=st.integers(0, 2**32),
 )
 def test_lossy_codec_gives_back_nearly_the_same_pixels(name: str, schema: ImageSchema, seed: int) -> None:
-    """Smooth pictures come back in their size and type, on average few of 255 levels away.
+    """Smooth pictures come back in their size and type, on average less than 2 of 255 levels away.
 
-    The worst of 12,000 such pictures, of ten pixels and of strong colours, are 2.9 levels away, and 13 where colours are
-    stored at half resolution; another picture of 25 pixels is 106 away.
+    In pictures of a few pixels that is 4, and 8 where colours are stored at half resolution. Alpha is kept; WebP does not keep
+    colours where it is 0, which nobody sees.
     """
     assume(schema.channels in codecs.get(name).channels)
     pixels = waves(schema, seed)
@@ -73,7 +73,12 @@ def test_lossy_codec_gives_back_nearly_the_same_pixels(name: str, schema: ImageS
     decoded = codec.decode(codec.encode(pixels))
     assert decoded.dtype == np.uint8
     assert decoded.shape == schema.pixel_shape
-    assert np.abs(decoded.astype(int) - pixels).mean() < (20 if name == "webp-lossy" else 5)
+    errors = np.abs(decoded.astype(int) - pixels)
+    if schema.channels == 4:
+        assert not errors[..., 3].any()
+        errors *= pixels[..., 3:] > 0
+    small = min(schema.height, schema.width) < 8
+    assert errors.mean() < (8 if name == "webp-lossy" else 4 if small else 2)
 
 
 @pytest.mark.parametrize("name", LOSSLESS)

@@ -170,6 +170,7 @@ def test_a_long_job_is_calibrated_on_the_real_engine() -> None:
     spec = request(precision="float32", micro_batch=16)
     found = calibrated(spec, bundle, CPU, 1)
     assert {trial.upsampling for trial in found.trials} == {"transposed", "subpixel"}
+    assert {trial.memory_format for trial in found.trials} == {"channels_last"}
     assert all(trial.samples_per_second > 0 for trial in found.trials)
     assert {trial.micro_batch for trial in found.trials} == {16}
     check_numerics(found.numerics, CPU)
