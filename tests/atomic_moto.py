@@ -1,14 +1,16 @@
 """moto's server, whose conditional puts are atomic as S3's are: `python -P tests/atomic_moto.py PORT`.
 
+It listens on loopback and closes connections after each reply, unless its options say otherwise.
+
 moto looks whether a key is taken and writes afterwards, in one thread per request; on a busy machine two of eight writers were
 seen to create one object. So conditional puts go through here one at a time, each once its body has arrived.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
-import sys
 import threading
 from typing import Any
 
@@ -32,7 +34,18 @@ class AtomicPuts:
             return self._app(environ | {"wsgi.input": io.BytesIO(data)}, start_response)
 
 
+class KeptAlive(MotoRequestHandler):
+    """Connections that stay open after a reply, as those of object stores do."""
+
+    protocol_version = "HTTP/1.1"
+
+
 if __name__ == "__main__":
-    port = int(sys.argv[1])
-    os.environ["MOTO_PORT"] = str(port)
-    run_simple("127.0.0.1", port, AtomicPuts(), threaded=True, request_handler=MotoRequestHandler)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--keep-alive", action="store_true")
+    given = parser.parse_args()
+    os.environ["MOTO_PORT"] = str(given.port)
+    handler = KeptAlive if given.keep_alive else MotoRequestHandler
+    run_simple(given.host, given.port, AtomicPuts(), threaded=True, request_handler=handler)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.processes import running
-from tests.servers import S3Server
+from tests.servers import S3Server, moto_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,14 +39,6 @@ START_SECONDS = 60.0
 # Where a port is given, a node does not end when its agents take more than fifteen seconds to say theirs on a busy machine.
 AGENTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
 PORTS = [f"--{name}-port={9001 + number}" for number, name in enumerate(AGENTS)]
-# moto's server with connections that stay open, as those of object stores do.
-_SERVER = """
-import sys
-from moto.server import main
-from werkzeug.serving import WSGIRequestHandler
-WSGIRequestHandler.protocol_version = "HTTP/1.1"
-main(sys.argv[1:])
-"""
 
 
 def ip(*words: str) -> None:
@@ -154,7 +146,7 @@ class Network:
     def object_store(self, host: Host) -> S3Server:
         """Start an S3 server that honours create-only puts; its log is ``moto.log`` in the folder."""
         path = self._folder / "moto.log"
-        command = host.command([sys.executable, "-c", _SERVER, "-H", host.address, "-p", str(S3_PORT)])
+        command = host.command(moto_command(S3_PORT, "--host", host.address, "--keep-alive"))
         with path.open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self._stack.callback(process.wait)

@@ -86,10 +86,14 @@ class S3Server:
 def moto_server(folder: Path) -> Iterator[S3Server]:
     """A server that honours ``If-None-Match`` on PUT; it keeps objects in memory and its log in ``folder``."""
     port = free_port()
-    # -P: what lies beside the script is not importable, so nothing there can hide a library.
-    command = [sys.executable, "-P", str(Path(__file__).with_name("atomic_moto.py")), str(port)]
-    with _running("moto", command, {}, port, folder) as server:
+    with _running("moto", moto_command(port), {}, port, folder) as server:
         yield server
+
+
+def moto_command(port: int, *options: str) -> list[str]:
+    """The command that starts `tests/atomic_moto.py` on a port, with these options."""
+    # -P: what lies beside the script is not importable, so nothing there can hide a library.
+    return [sys.executable, "-P", str(Path(__file__).with_name("atomic_moto.py")), str(port), *options]
 
 
 @contextlib.contextmanager
