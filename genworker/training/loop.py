@@ -19,13 +19,14 @@ from genworker.training import checkpoint
 from genworker.training.examine import Examiner
 from genworker.training.hooks import Hooks, News, TrainResult
 from genworker.training.loader import Loader
+from genworker.training.meter import Meter
 from genworker.training.order import held_out_indices
 from genworker.training.packing import pack_bundle
 from genworker.training.record import BUNDLE_PREFIX, Metrics
 from genworker.training.recorder import Recorder
 from genworker.training.resume import resume
 from genworker.training.spec import TrainSpec
-from genworker.training.step import Meter, Trainer
+from genworker.training.step import Trainer
 from genworker.training.watchdog import Alarm, Verdict, Watchdog
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from genworker.training.collectives import WorkerGroup
 from genworker.training.ema import WeightAverage
 from genworker.training.gradients import GradientSum
 from genworker.training.loader import LoaderBatch, rank_slice
+from genworker.training.meter import Meter
 from genworker.training.spec import TrainSpec
 
 _NOISE_STREAMS_PER_PHASE = 16
@@ -59,42 +61,6 @@ class Context:
         return self.group.mean(value)
 
 
-@dataclass
-class Meter:
-    """Averages since the last report, and the time they took.
-
-    ``seconds`` holds the time of each part of a step. A GPU's work is queued in the forward pass and waited for in the backward
-    pass, so there only the sum of both is meaningful.
-    """
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-    images: int = 0
-    waited_before: float = 0.0
-
-    def add(self, name: str, value: Tensor) -> None:
-        """Take one value of a scalar."""
-        self.sums[name] = self.sums.get(name, torch.zeros_like(value, dtype=torch.float32)) + value.detach().float()
-        self.counts[name] = self.counts.get(name, 0) + 1
-
-    def averages(self) -> dict[str, float]:
-        """The mean of each scalar since this meter was made."""
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-
-    def spent(self, part: str, since: float) -> float:
-        """Add the time since ``since`` to ``part``; returns the time now."""
-        now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - since
-        return now
-
-    def move(self, seconds: float, source: str, target: str) -> None:
-        """Count some of the time of one part as another's."""
-        self.seconds[source] -= seconds
-        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
-
-
 def run_seed(seed: int, rollbacks: int) -> int:
     """The seed of noise and of the images' order after so many rollbacks, in [0, 2**63); the spec's own before the first."""
     if not rollbacks:
@@ -123,12 +89,21 @@ class Trainer:
         self.stop_wished = self.asked = False
         # Every worker draws the same initial weights; nothing else uses torch's global generator.
         torch.manual_seed(spec.seed)
-        self.networks = self.family.build().to(device)
+        self.networks = self.family.build().requires_grad_(False).to(device)
         self.average = WeightAverage(self.networks, self.family.served, spec.family)
         self.phases = self.family.phases()
+        # Looked up once: to walk through the modules takes a millisecond or two, and a step needs it several times.
+        self._parameters = {
+            phase.name: [p for name in phase.networks for p in self.networks[name].parameters()]
+            for phase in self.phases
+        }
         self.optimizers = {
             phase.name: torch.optim.Adam(
-                self._parameters(phase), lr=0.0, betas=(phase.beta1, phase.beta2.at(0.0)), eps=phase.eps, fused=True
+                self._parameters[phase.name],
+                lr=0.0,
+                betas=(phase.beta1, phase.beta2.at(0.0)),
+                eps=phase.eps,
+                fused=True,
             )
             for phase in self.phases
         }
@@ -164,8 +139,12 @@ class Trainer:
         """The seed of noise and of the images' order, as rollbacks have changed it."""
         return run_seed(self.spec.seed, self.state.counters.rollbacks)
 
-    def _parameters(self, phase: Phase) -> list[torch.nn.Parameter]:
-        return [parameter for name in phase.networks for parameter in self.networks[name].parameters()]
+    def _train_only(self, phase: Phase) -> None:
+        """Let the parameters of a phase have gradients, and those of no other network."""
+        for parameter in itertools.chain.from_iterable(self._parameters.values()):
+            parameter.requires_grad = False
+        for parameter in self._parameters[phase.name]:
+            parameter.requires_grad = True
 
     def step(self, batches: Sequence[LoaderBatch], meter: Meter) -> None:
         """Run all phases on this worker's parts of one global batch, one per micro-batch, and advance the counters."""
@@ -187,11 +166,10 @@ class Trainer:
 
     def compute_gradients(self, phase: Phase, batches: Sequence[LoaderBatch], meter: Meter) -> None:
         """Leave the gradient of the global batch's mean loss in ``.grad`` of the phase's parameters."""
-        for name, network in self.networks.items():
-            network.requires_grad_(name in phase.networks)
+        self._train_only(phase)
         self.optimizers[phase.name].zero_grad(set_to_none=True)
         num_not_finite = torch.zeros(1, device=self.device)  # stays there until the gradients are summed
-        gradients = GradientSum(self.group, self._parameters(phase), num_votes=3)
+        gradients = GradientSum(self.group, self._parameters[phase.name], num_votes=3)
         began = time.perf_counter()
         for number, batch in enumerate(batches, start=1):
             self._context.first_draw, self._context.num_draws = int(batch.draws[0]), len(batch.draws)

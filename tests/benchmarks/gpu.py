@@ -36,8 +36,9 @@ from genworker.schema import ImageSchema, Pixels
 from genworker.sources import open_source
 from genworker.stores import open_store
 from genworker.training.loader import Loader
+from genworker.training.meter import Meter
 from genworker.training.spec import TrainSpec
-from genworker.training.step import Meter, Trainer
+from genworker.training.step import Trainer
 
 PRESETS = ("fashion-tiny", "fashion-vae-tiny", "fashion-gpu")
 

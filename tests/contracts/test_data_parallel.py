@@ -19,7 +19,8 @@ from genworker import families
 from genworker.families.gan_losses import LOSSES
 from genworker.training import gradients as training_gradients
 from genworker.training.loader import Loader, rank_slice
-from genworker.training.step import Meter, Trainer
+from genworker.training.meter import Meter
+from genworker.training.step import Trainer
 from tests.fakes import models
 from tests.ranks import run_ranks
 

@@ -44,6 +44,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
             for name in (
                 "loop",
                 "step",
+                "meter",
                 "record",
                 "loader",
                 "reader",

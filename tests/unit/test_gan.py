@@ -19,8 +19,9 @@ from genworker.families.r3gan_config import R3GANConfig
 from genworker.schema import ImageSchema
 from genworker.training.examine import Examiner
 from genworker.training.loader import Loader
+from genworker.training.meter import Meter
 from genworker.training.order import held_out_indices
-from genworker.training.step import Meter, Trainer
+from genworker.training.step import Trainer
 from genworker.training.watchdog import Watchdog
 from tests.fakes import models
 from tests.fakes.steps import Context

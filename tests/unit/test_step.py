@@ -10,7 +10,8 @@ import torch
 
 from genworker import families
 from genworker.training.loader import Loader
-from genworker.training.step import Meter, Trainer
+from genworker.training.meter import Meter
+from genworker.training.step import Trainer
 from tests.fakes import models
 from tests.fakes.losses import wrap_losses
 

@@ -12,7 +12,8 @@ from torch import nn
 from genworker.families.base import Cosine, FamilyConfig
 from genworker.training.ema import WeightAverage
 from genworker.training.loader import Loader
-from genworker.training.step import Meter, Trainer
+from genworker.training.meter import Meter
+from genworker.training.step import Trainer
 from tests.fakes import models
 
 IMAGES, BATCH = 64, 8

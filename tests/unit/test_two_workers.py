@@ -23,8 +23,9 @@ from genworker.stores import open_store
 from genworker.training import loop, step
 from genworker.training.hooks import Hooks
 from genworker.training.loader import Loader
+from genworker.training.meter import Meter
 from genworker.training.resume import resume
-from genworker.training.step import Meter, Trainer
+from genworker.training.step import Trainer
 from tests.fakes import models
 from tests.fakes.losses import wrap_losses
 from tests.ranks import run_ranks

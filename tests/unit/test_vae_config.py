@@ -14,8 +14,9 @@ from genworker.families.vae import VAE
 from genworker.families.vae_config import VAEConfig
 from genworker.sampling.latents import normals, uniforms
 from genworker.training.loader import Loader
+from genworker.training.meter import Meter
 from genworker.training.spec import TrainingSpec
-from genworker.training.step import Meter, Trainer
+from genworker.training.step import Trainer
 from tests.fakes import models
 
 

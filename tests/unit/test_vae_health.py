@@ -14,7 +14,8 @@ from genworker.families.vae_health import information_share
 from genworker.sampling.latents import normals, uniforms
 from genworker.training.examine import Examiner
 from genworker.training.loader import Loader
-from genworker.training.step import Meter, Trainer
+from genworker.training.meter import Meter
+from genworker.training.step import Trainer
 from genworker.training.watchdog import Watchdog
 from tests.fakes import models
 
