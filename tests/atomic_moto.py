@@ -16,6 +16,7 @@ from typing import Any
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import run_simple
+from werkzeug.wsgi import get_input_stream
 
 
 class AtomicPuts:
@@ -28,8 +29,7 @@ class AtomicPuts:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         if "HTTP_IF_NONE_MATCH" not in environ or environ["REQUEST_METHOD"] != "PUT":
             return self._app(environ, start_response)
-        body = environ["wsgi.input"]
-        data = body.read(int(environ["CONTENT_LENGTH"])) if environ.get("CONTENT_LENGTH") else body.read()
+        data = get_input_stream(environ).read()
         with self._one_at_a_time:
             return self._app(environ | {"wsgi.input": io.BytesIO(data)}, start_response)
 

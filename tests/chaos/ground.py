@@ -8,19 +8,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
-import os
 import secrets
 import signal
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genworker.bulk.layout import Layout
 from genworker.bulk.plan import DATA_PREFIX, MANIFEST_KEY, SUCCESS_KEY, Plan
 from tests.chaos import jobs
+from tests.chaos.forked import Forked
 from tests.chaos.plans import plan_for
 from tests.fakes.bundle import save_bundle
 from tests.proxies import FaultProxy
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 FINISH_SECONDS = 120.0
-_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -75,34 +73,29 @@ class Job:
 
     def __init__(self, ground: Ground, place: Place, endpoint: str | None = None) -> None:
         self._report = ground.folder / f"ending-{secrets.token_hex(8)}.json"
-        self._process = ground.context.Process(
-            target=jobs.run,
-            args=(place.url, ground.bundle, ground.plan.canonical(), place.environment(endpoint), str(self._report)),
+        environment = place.environment(endpoint)
+        self._process = Forked(
+            jobs.run, place.url, ground.bundle, ground.plan.canonical(), environment, str(self._report)
         )
-        self._process.start()
 
     @property
     def ended(self) -> bool:
         """Whether the process is gone."""
-        return not self._process.is_alive()
+        return self._process.exit_code is not None
 
     def send(self, number: int) -> None:
         """Send a signal, if the process still runs."""
-        pid = self._process.pid
-        if pid is not None and self._process.is_alive():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        self._process.send(number)
 
     def wait(self) -> jobs.Ending | None:
         """Wait for the end; None if the job was killed before it could tell."""
-        self._process.join(FINISH_SECONDS)
-        if self._process.is_alive():
+        exit_code = self._process.wait(FINISH_SECONDS)
+        if exit_code is None:
             self.send(signal.SIGKILL)
-            self._process.join()
+            self._process.wait()
             raise AssertionError(f"a job still ran after {FINISH_SECONDS:.0f} s")
         if not self._report.exists():
-            # 255: the fork server has not said how a killed job ended.
-            assert self._process.exitcode in {-signal.SIGKILL, 255}, f"a job ended with {self._process.exitcode}"
+            assert exit_code == -signal.SIGKILL, f"a job ended with {exit_code}"
             return None
         ending = jobs.Ending(**json.loads(self._report.read_text(encoding="utf-8")))
         assert ending.is_ours, ending.message
@@ -118,7 +111,6 @@ class Ground:
     rclone: S3Server
     bundle: str
     plan: Plan
-    context: Any
     restarting: S3Server  # an rclone that one round at a time may restart
     alone: threading.Lock = field(default_factory=threading.Lock)
     reference: dict[str, str] = field(default_factory=dict)
@@ -162,7 +154,7 @@ def ground_in(
         rclone = rclone or stack.enter_context(rclone_server(folder / "rclone"))
         restarting = stack.enter_context(rclone_server(folder / "restarting"))
         bundle = save_bundle(str(folder / "bundle"))
-        ground = Ground(folder, moto, rclone, bundle, plan_for(bundle, format=format), forkserver(), restarting)
+        ground = Ground(folder, moto, rclone, bundle, plan_for(bundle, format=format), restarting)
         place = ground.new_place("folder")
         for _ in range(2):  # the first pays for what is loaded once
             place = ground.new_place("folder")
@@ -182,23 +174,6 @@ def ground_in(
         assert ground.judge(place) == Judgement(True, (), ())
         ground.num_requests = proxy.num_requests
         yield ground
-
-
-def forkserver() -> Any:
-    """Processes that are forked from one without threads, in which everything heavy is loaded already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.chaos.preload"])
-    before = os.environ.get("PYTHONPATH")
-    # The server imports before it learns of our path.
-    os.environ["PYTHONPATH"] = f"{_ROOT}{os.pathsep}{before or ''}"
-    try:
-        multiprocessing.forkserver.ensure_running()  # type: ignore[attr-defined]
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-    return context
 
 
 def _bucket_of(server: S3Server) -> str:

@@ -6,9 +6,8 @@ import datetime
 import json
 import random
 import secrets
-from collections import deque
-from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -20,13 +19,13 @@ from genworker.cli import cli
 from genworker.config import preset_names
 from genworker.errors import UsageError
 from genworker.reading import verify
-from tests.chaos.ground import FINISH_SECONDS, forkserver
+from tests.chaos.forked import Forked
+from tests.chaos.ground import FINISH_SECONDS
 from tests.chaos.jobs import Counted, trigger
 from tests.datasets import published_digests, stored_shards
 from tests.memory import growth
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 MONDAY = datetime.date(2026, 11, 23)
@@ -173,26 +172,11 @@ def test_a_backfill_tells_what_became_of_each_date(spec_file: str, tmp_path: Pat
     ]
 
 
-def pull(specs: Sequence[GenerateSpec], folder: Path, at_once: int = 1) -> list[Counted]:
-    """Trigger each run in a process of its own, in order, `at_once` of them at a time, and wait for their ends.
-
-    One thread starts and ends them all: in `Process.start` multiprocessing asks every other process for its exit code,
-    which can be read once only, so a thread that waits for that process would be told 255.
-    """
-    reports = [folder / f"trigger-{secrets.token_hex(8)}.json" for _ in specs]
-    waiting = deque(
-        forkserver().Process(target=trigger, args=(spec.model_dump(mode="json"), str(report)))
-        for spec, report in zip(specs, reports, strict=True)
-    )
-    running: list[Any] = []
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            running.append(waiting.popleft())
-            running[-1].start()
-        assert wait([process.sentinel for process in running], FINISH_SECONDS)
-        assert all(process.exitcode in (None, 0) for process in running)
-        running = [process for process in running if process.exitcode is None]
-    return [Counted(**json.loads(report.read_text(encoding="utf-8"))) for report in reports]
+def pull(spec: GenerateSpec, folder: Path) -> Counted:
+    """Trigger a run in a process of its own, and wait for its end."""
+    report = folder / f"trigger-{secrets.token_hex(8)}.json"
+    assert Forked(trigger, spec.model_dump(mode="json"), str(report)).wait(FINISH_SECONDS) == 0
+    return Counted(**json.loads(report.read_text(encoding="utf-8")))
 
 
 @pytest.mark.slow
@@ -204,7 +188,8 @@ def test_fifty_overlapping_triggers_make_ten_datasets(spec_file: str, tmp_path: 
     runs = runs_between(spec_file, [], MONDAY, MONDAY + datetime.timedelta(days=9))
     triggers = [spec for _, spec in runs for _ in range(5)]
     random.Random(3).shuffle(triggers)
-    counted = pull(triggers, tmp_path, at_once=8)
+    with ThreadPoolExecutor(8) as threads:
+        counted = list(threads.map(lambda spec: pull(spec, tmp_path), triggers))
     digests = [published_digests(spec.out) for _, spec in runs]
     assert all(verify(spec.out) == [] for _, spec in runs)
     assert len({tuple(sorted(digest.items())) for digest in digests}) == 10  # each date has samples of its own
@@ -216,5 +201,5 @@ def test_fifty_overlapping_triggers_make_ten_datasets(spec_file: str, tmp_path: 
     assert made - wasted == 60 == sum(len(stored_shards(spec.out)) for _, spec in runs)
     assert wasted < 50 * 6 - 60
     # Replayed once all is there, the same triggers make nothing.
-    assert pull(triggers[:5], tmp_path) == [Counted(0, 0)] * 5
+    assert [pull(spec, tmp_path) for spec in triggers[:5]] == [Counted(0, 0)] * 5
     assert [published_digests(spec.out) for _, spec in runs] == digests
