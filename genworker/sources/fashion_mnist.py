@@ -10,23 +10,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from genworker.errors import SourceError
 from genworker.sources.arrays import ArraySource
 from genworker.sources.base import SourceConfig, Split
 from genworker.sources.idx import find_idx_pair, read_idx_pair
-from genworker.sources.parquet import ParquetConfig, ParquetSource
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from genworker.schema import Int64Array, Pixels
 
 SHIPPED = "shipped"
-SHIPPED_FILE = Path(__file__).parent / "data" / "fashion_mnist_10k.parquet"
+SHIPPED_FOLDER = Path(__file__).parent / "data" / "fashion_mnist_10k"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 CLASS_NAMES = (
@@ -63,15 +60,15 @@ class FashionMnistSource(ArraySource):
 
     def __init__(self, config: FashionMnistConfig) -> None:
         if config.url == SHIPPED:
-            pixels, labels = _read_shipped(config)
+            url = str(_shipped_folder(config.split))
         else:
             url = config.url or str(find_folder(usual_folders(), config.split))
-            pixels, labels = read_idx_pair(open_store(url), config.split, len(CLASS_NAMES))
-            if pixels.shape[1:3] != (28, 28):
-                raise SourceError(
-                    f"{url}: holds images of {pixels.shape[1]}x{pixels.shape[2]}, but Fashion-MNIST has 28x28; "
-                    "read other IDX files with source.name idx"
-                )
+        pixels, labels = read_idx_pair(open_store(url), config.split, len(CLASS_NAMES))
+        if pixels.shape[1:3] != (28, 28):
+            raise SourceError(
+                f"{url}: holds images of {pixels.shape[1]}x{pixels.shape[2]}, but Fashion-MNIST has 28x28; "
+                "read other IDX files with data.name idx"
+            )
         self._hold(pixels[: config.limit], labels[: config.limit], CLASS_NAMES, len(CLASS_NAMES))
 
 
@@ -87,28 +84,23 @@ def find_folder(folders: Sequence[Path], split: Split) -> Path:
         if folder.is_dir() and find_idx_pair({path.name for path in folder.iterdir()}, split):
             return folder
     shipped = (
-        "or set source.url to 'shipped' for the first 10,000 training images, which come with genworker"
+        "or set data.url to 'shipped' for the first 10,000 training images, which come with genworker"
         if split == "train"
         else "the 10,000 images that come with genworker are from the training split and cannot stand in for it"
     )
     raise SourceError(
         f"fashion-mnist: the IDX files of the {split} split are in none of {', '.join(map(str, folders))}; install "
-        "Debian's or Ubuntu's package (apt install dataset-fashion-mnist), or set source.url to a folder (or fill "
+        "Debian's or Ubuntu's package (apt install dataset-fashion-mnist), or set data.url to a folder (or fill "
         "$GENWORKER_DATA/fashion-mnist) with train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
         "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz from "
         f"github.com/zalandoresearch/fashion-mnist; {shipped}"
     )
 
 
-def _read_shipped(config: FashionMnistConfig) -> tuple[Pixels, Int64Array]:
-    if config.split != "train":
+def _shipped_folder(split: Split) -> Path:
+    if split != "train":
         raise SourceError(
-            f"fashion-mnist: split {config.split!r} of url 'shipped': only the first 10,000 images of the training "
+            f"fashion-mnist: split {split!r} of url 'shipped': only the first 10,000 images of the training "
             "split ship with genworker; give a URL with the t10k files, or leave url out to search the usual places"
         )
-    rows = ParquetSource(
-        ParquetConfig(url=str(SHIPPED_FILE), image_size=28, channels=1, limit=config.limit, max_corrupt=0)
-    )
-    batch = rows.read(np.arange(len(rows), dtype=np.int64))
-    assert batch.labels is not None
-    return batch.pixels, batch.labels
+    return SHIPPED_FOLDER

@@ -12,7 +12,7 @@ from genworker.errors import SourceError
 from genworker.sources.fashion_mnist import (
     CLASS_NAMES,
     DEBIAN_FOLDER,
-    SHIPPED_FILE,
+    SHIPPED_FOLDER,
     FashionMnistConfig,
     FashionMnistSource,
     find_folder,
@@ -39,11 +39,13 @@ def test_the_shipped_images_are_ready_to_use() -> None:
     assert source.corrupt == []
 
 
-def test_the_shipped_file_is_the_one_described() -> None:
-    """The checksum in ATTRIBUTION.md is the file's, and the file stays small."""
-    content = SHIPPED_FILE.read_bytes()
-    assert hashlib.sha256(content).hexdigest() in (SHIPPED_FILE.parent / "ATTRIBUTION.md").read_text(encoding="utf-8")
-    assert len(content) < 5_000_000
+def test_the_shipped_files_are_those_described() -> None:
+    """The checksums in ATTRIBUTION.md are the files', and these stay small."""
+    about = (SHIPPED_FOLDER / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    contents = [path.read_bytes() for path in SHIPPED_FOLDER.glob("*.gz")]
+    assert len(contents) == 2
+    assert all(hashlib.sha256(content).hexdigest() in about for content in contents)
+    assert sum(map(len, contents)) < 5_000_000
 
 
 @needs_debian
@@ -99,5 +101,5 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     """IDX files of something else are not taken for Fashion-MNIST."""
     (tmp_path / "train-images-idx3-ubyte").write_bytes(bytes.fromhex("00000803 00000001 00000002 00000002") + b"1234")
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(bytes.fromhex("00000801 00000001 05"))
-    with pytest.raises(SourceError, match=r"images of 2x2, but Fashion-MNIST has 28x28; .* source.name idx"):
+    with pytest.raises(SourceError, match=r"images of 2x2, but Fashion-MNIST has 28x28; .* data.name idx"):
         FashionMnistSource(FashionMnistConfig(url=str(tmp_path)))
