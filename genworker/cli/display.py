@@ -17,7 +17,7 @@ from genworker.report.names import duration, headlines, number
 
 if TYPE_CHECKING:
     from genworker.bulk.progress import Progress as JobProgress
-    from genworker.training.record import Metrics
+    from genworker.training.hooks import Metrics
 
 console = Console(stderr=True, highlight=False)
 out = Console(highlight=False)  # for what a command is asked for

@@ -15,7 +15,7 @@ from genworker.report.names import finite, headline_values
 
 if TYPE_CHECKING:
     from genworker.bulk.progress import Progress
-    from genworker.training.record import Metrics
+    from genworker.training.hooks import Metrics
 
 
 def line(job: str, run_id: str, event: str, **facts: Any) -> str:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from genworker.training.hooks import News
-from genworker.training.record import Metrics
+from genworker.training.hooks import Metrics, News
 from genworker.training.spec import TrainSpec
 
 _ESTIMATE_REPORTS = 2  # the first holds the start

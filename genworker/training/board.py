@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genworker.errors import GenworkerError
-from genworker.training.hooks import News
-from genworker.training.record import Metrics
+from genworker.training.hooks import Metrics, News
 
 # States of Ray Train's controller.
 _ASKING, _RESTARTING = "SchedulingState", "RestartingState"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from genworker.training.record import Metrics
+Metrics = dict[str, Any]  # of one report, by name
 
 
 class News(str):

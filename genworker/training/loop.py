@@ -17,12 +17,12 @@ from genworker.sources.base import Source
 from genworker.stores.base import Store
 from genworker.training import checkpoint
 from genworker.training.examine import Examiner
-from genworker.training.hooks import Hooks, News, TrainResult
+from genworker.training.hooks import Hooks, Metrics, News, TrainResult
 from genworker.training.loader import Loader
 from genworker.training.meter import Meter
 from genworker.training.order import held_out_indices
 from genworker.training.packing import pack_bundle
-from genworker.training.record import BUNDLE_PREFIX, Metrics
+from genworker.training.record import BUNDLE_PREFIX
 from genworker.training.recorder import Recorder
 from genworker.training.resume import resume
 from genworker.training.spec import TrainSpec

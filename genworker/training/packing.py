@@ -13,7 +13,7 @@ from genworker.bundle import Bundle, Lineage
 from genworker.errors import TrainingError
 from genworker.families.base import Scorer
 from genworker.sources.base import Source
-from genworker.training.record import Metrics
+from genworker.training.hooks import Metrics
 from genworker.training.step import Trainer, all_finite
 
 

@@ -10,6 +10,7 @@ from genworker.config import canonical_json
 from genworker.errors import CheckpointError, ObjectExistsError, ObjectMissingError, UsageError
 from genworker.stores.base import Store
 from genworker.training import checkpoint
+from genworker.training.hooks import Metrics
 from genworker.training.spec import TrainSpec, spec_differences
 
 SPEC_KEY = "spec.json"
@@ -21,8 +22,6 @@ SAMPLES_PREFIX = "samples/"
 BUNDLE_PREFIX = "bundle/"
 ROLLBACKS_KEY = "rollbacks.jsonl"  # one line per rollback: its number, the images seen where it went back to
 BEST_PREFIX = "best/"  # the bundle of the checkpoint with the best evaluation so far
-
-Metrics = dict[str, Any]
 
 
 def claim(spec: TrainSpec, store: Store) -> None:

@@ -19,6 +19,7 @@ from genworker.stores.base import Store
 from genworker.training import checkpoint
 from genworker.training.best import best_of, take_best_back
 from genworker.training.callbacks.group import CallbackGroup
+from genworker.training.hooks import Metrics
 from genworker.training.pictures import key_of as picture_key
 from genworker.training.pictures import png_bytes, sample_grid
 from genworker.training.record import (
@@ -27,7 +28,6 @@ from genworker.training.record import (
     METRICS_KEY,
     ROLLBACKS_KEY,
     Lines,
-    Metrics,
     evaluation_key,
     read_evaluations,
 )

@@ -23,8 +23,7 @@ from genworker.training.board import Board, Standing
 from genworker.training.callbacks.group import CallbackGroup
 from genworker.training.evaluator import Evaluator
 from genworker.training.fit import fit
-from genworker.training.hooks import News, TrainResult
-from genworker.training.record import Metrics
+from genworker.training.hooks import Metrics, News, TrainResult
 from genworker.training.room import Room
 from genworker.training.spec import ResourceSpec, TrainSpec
 

@@ -20,8 +20,7 @@ from genworker.errors import DivergedError, GenworkerError
 from genworker.sources import open_source
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop
-from genworker.training.hooks import Hooks, News
-from genworker.training.record import Metrics
+from genworker.training.hooks import Hooks, Metrics, News
 from genworker.training.spec import TrainSpec
 
 _STOP_POLL_SECONDS = 0.5

@@ -26,7 +26,7 @@ from tests.ray.runs import CHECKPOINT_EVERY, IMAGES, REPORT_EVERY, spec_for, wei
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from genworker.training.record import Metrics
+    from genworker.training.hooks import Metrics
     from tests.servers import S3Server
 
 

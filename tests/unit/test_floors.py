@@ -477,3 +477,8 @@ def test_floors_below_five_load_without_ray() -> None:
     below = [module for module in MODULES if (floor_of(module) or 0) < RAY_FLOOR] + ["cli.look"]
     imports = "; ".join(f"import genworker.{module}".rstrip(".") for module in below)
     assert "ray" not in modules_after(imports)
+
+
+def test_the_board_of_a_run_is_a_small_process() -> None:
+    """A run starts an actor for it, which would load what the networks need for nothing."""
+    assert modules_after("import genworker.training.board").isdisjoint({"torch", "pyarrow", "numpy"})
