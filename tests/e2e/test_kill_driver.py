@@ -27,9 +27,16 @@ def command(bundle: str, out: Path) -> list[str]:
     return ["genworker", "generate", bundle, "--out", str(out), *(f"--{name}={value}" for name, value in flags.items())]
 
 
-def is_under_way(out: Path) -> bool:
-    """Whether the first shards are there."""
-    return (out / "data").is_dir() and len(stored_shards(str(out))) >= 3
+def stored_times(out: Path) -> dict[str, int]:
+    """The shards that are there, and when each was written."""
+    return {key: (out / key).stat().st_mtime_ns for key in (stored_shards(str(out)) if (out / "data").is_dir() else ())}
+
+
+def check_stopped(program: Program, out: Path) -> None:
+    """One sentence says how to go on, and nothing looks finished."""
+    assert "Stopped. What was made stays; run the same command again to go on." in program.stderr
+    assert "Traceback" not in program.stdout + program.stderr
+    assert not (out / MANIFEST_KEY).exists()
 
 
 def check_left_without_credentials(program: Program) -> None:
@@ -50,79 +57,66 @@ def undisturbed(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.mark.slow
-def test_a_killed_driver_loses_and_repeats_nothing(
+def test_whatever_ends_a_driver_nothing_is_lost_or_made_twice(
     tiny_bundle: str, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
-    """After kill -9 in mid-job the next run makes the rest: the same bytes, and every sample once."""
-    out = tmp_path / "out"
-    with running(command(tiny_bundle, out), tmp_path) as first:
-        first.wait_until(lambda: is_under_way(out))
-        assert first.kill() == -9
-    kept = stored_shards(str(out))
-    assert 3 <= len(kept) < NUM_SHARDS
-    assert not (out / MANIFEST_KEY).exists()
-    times = {key: (out / key).stat().st_mtime_ns for key in kept}
+    """SIGTERM, Ctrl-C and kill -9 in mid-job, one after the other: each run goes on where the last was, the fourth to the end.
 
-    with running(command(tiny_bundle, out), tmp_path) as second:
-        assert second.wait() == 0, second.stderr
-    made = (NUM_SHARDS - len(kept)) * NUM_SAMPLES // NUM_SHARDS
-    assert f"made:      {made:,} samples" in second.stdout
-    assert {key: (out / key).stat().st_mtime_ns for key in kept} == times
+    SIGTERM lets running shards end, keeps their receipts, and exits with 143; Ctrl-C exits with 130.
+    """
+    out, events = tmp_path / "out", tmp_path / "events.jsonl"
+    words, told = command(tiny_bundle, out), ["--lineage", str(events)]
+    kept: dict[str, int] = {}
+
+    def goes_on() -> bool:
+        return len(stored_times(out)) >= len(kept) + 3
+
+    with running([*words, *told], tmp_path) as terminated:
+        terminated.wait_until(goes_on)
+        terminated.process.terminate()
+        assert terminated.wait() == 143
+    assert "stopping: no new shards, up to 20 s for" in terminated.stderr
+    check_stopped(terminated, out)
+    store = open_store(str(out))
+    plan = commit.read_plan(store)
+    assert plan is not None
+    kept = stored_times(out)
+    # Nothing was cut off: each shard that is there has its receipt.
+    assert {plan.shard_key(index) for index in ledger.read(store, plan)} == kept.keys()
+
+    with running(words, tmp_path) as interrupted:
+        interrupted.wait_until(goes_on)
+        assert interrupted.interrupt() == 130
+    check_stopped(interrupted, out)
+    check_left_without_credentials(interrupted)
+    assert kept.items() <= stored_times(out).items()
+    kept = stored_times(out)
+
+    with running(words, tmp_path) as killed:
+        killed.wait_until(goes_on)
+        assert killed.kill() == -9
+    assert not (out / MANIFEST_KEY).exists()
+    assert kept.items() <= stored_times(out).items()
+    kept = stored_times(out)
+    assert len(kept) < NUM_SHARDS
+
+    with running([*words, *told, "--json"], tmp_path) as last:
+        assert last.wait() == 0, last.stderr
+    summary = json.loads(last.stdout)
+    assert (summary["shards"], summary["made"]["shards"]) == (NUM_SHARDS, NUM_SHARDS - len(kept))
+    assert summary["stages"]["forward"] > 0
+    assert kept.items() <= stored_times(out).items()
     assert published_digests(str(out)) == undisturbed
     assert verify(str(out)) == []
     indices, _, _ = all_samples(str(out))
     assert indices.tolist() == list(range(NUM_SAMPLES))
 
-
-@pytest.mark.slow
-def test_ctrl_c_stops_cleanly_and_can_be_resumed(tiny_bundle: str, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    """Ctrl-C ends in exit code 130, one sentence and no traceback; the same command goes on from there."""
-    out = tmp_path / "out"
-    with running(command(tiny_bundle, out), tmp_path) as first:
-        first.wait_until(lambda: is_under_way(out))
-        assert first.interrupt() == 130
-    check_left_without_credentials(first)
-    assert "Stopped. What was made stays; run the same command again to go on." in first.stderr
-    assert "Traceback" not in first.stdout + first.stderr
-    assert not (out / MANIFEST_KEY).exists()
-    kept = len(stored_shards(str(out)))
-    assert 3 <= kept < NUM_SHARDS
-
-    with running(command(tiny_bundle, out), tmp_path) as second:
-        assert second.wait() == 0, second.stderr
-    assert f"made:      {(NUM_SHARDS - kept) * NUM_SAMPLES // NUM_SHARDS:,} samples" in second.stdout
-    assert published_digests(str(out)) == undisturbed
-
-
-@pytest.mark.slow
-def test_sigterm_drains_and_can_be_resumed(tiny_bundle: str, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    """SIGTERM lets running shards end, keeps their receipts, says how to go on, and exits with 143."""
-    out, events = tmp_path / "out", tmp_path / "events.jsonl"
-    with running([*command(tiny_bundle, out), "--lineage", str(events)], tmp_path) as first:
-        first.wait_until(lambda: is_under_way(out))
-        first.process.terminate()
-        assert first.wait() == 143
-    assert "stopping: no new shards, up to 20 s for" in first.stderr
-    assert "Stopped. What was made stays; run the same command again to go on." in first.stderr
-    assert "Traceback" not in first.stdout + first.stderr
-    store = open_store(str(out))
-    plan = commit.read_plan(store)
-    assert plan is not None
-    # Nothing was cut off: each shard that is there has its receipt.
-    assert {plan.shard_key(index) for index in ledger.read(store, plan)} == set(stored_shards(str(out)))
-    with running([*command(tiny_bundle, out), "--lineage", str(events), "--json"], tmp_path) as second:
-        assert second.wait() == 0, second.stderr
-    summary = json.loads(second.stdout)
-    assert summary["shards"] == NUM_SHARDS
-    assert 0 < summary["made"]["shards"] < NUM_SHARDS
-    assert summary["stages"]["forward"] > 0
-    lines = [json.loads(line) for line in second.stderr.splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in last.stderr.splitlines() if line.startswith("{")]
     assert {line["plan_id"] for line in lines if line["event"] == "progress"} == {plan.plan_id}
     assert lines[-1]["shards_done"] == lines[-1]["num_shards"] == NUM_SHARDS
-    assert published_digests(str(out)) == undisturbed
-    told = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
-    assert [event["eventType"] for event in told] == ["START", "ABORT", "START", "COMPLETE"]
-    facets = [event["run"]["facets"]["genworker_run"] for event in told]
+    lineage = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    assert [event["eventType"] for event in lineage] == ["START", "ABORT", "START", "COMPLETE"]
+    facets = [event["run"]["facets"]["genworker_run"] for event in lineage]
     assert {facet["planId"] for facet in facets[1::2]} == {plan.plan_id}
     assert len({facet["resumeId"] for facet in facets}) == 1
-    assert told[-1]["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == NUM_SAMPLES
+    assert lineage[-1]["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == NUM_SAMPLES

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.processes import Program
 
 # Long enough for two clusters that start seconds apart to meet, on fast machines too.
-NUM_SAMPLES, PER_SHARD, NUM_SHARDS = 143_600, 2_400, 60
+NUM_SAMPLES, PER_SHARD, NUM_SHARDS = 71_800, 1_200, 60
 
 
 @pytest.mark.slow

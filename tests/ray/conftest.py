@@ -34,7 +34,7 @@ def ray_cluster(moto: S3Server) -> Iterator[int]:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _system_config={"metrics_report_interval_ms": 1_000},
+            _system_config={"metrics_report_interval_ms": 3_000},
         )
     yield CLUSTER_CPUS
     ray.shutdown()

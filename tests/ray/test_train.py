@@ -15,10 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from genworker import bundle as bundles
 from genworker import cluster
+from genworker.device import threads
 from genworker.errors import CheckpointError, ClusterError, SourceError, TrainingError
 from genworker.metrics.cards import Measured
+from genworker.sources import open_source
 from genworker.stores import open_store
-from genworker.training import checkpoint, record, step, trainer
+from genworker.training import checkpoint, loop, record, step, trainer
+from genworker.training.hooks import Hooks
 from genworker.training.spec import TrainSpec
 from tests.processes import running
 from tests.ray.runs import CHECKPOINT_EVERY, IMAGES, REPORT_EVERY, spec_for, weights_of
@@ -86,11 +89,26 @@ def test_checkpoints_are_measured_beside_training_and_the_best_is_kept(ray_clust
     assert told[-1] == IMAGES  # measured after the workers had ended
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of the same run by one worker, in this process and without Ray."""
+    url = str(tmp_path_factory.mktemp("alone"))
+    train_alone(url)
+    return url
+
+
+def train_alone(url: str) -> None:
+    """Train by one worker in this process, on one thread as workers of one processor do."""
+    spec, cpu = spec_for(resources={"workers": 1}), torch.device("cpu")
+    record.claim(spec, open_store(url))
+    with threads(1):
+        loop.train(spec, open_source(spec.data), open_store(url), rank=0, world_size=1, device=cpu, hooks=Hooks())
+
+
 @pytest.mark.slow
-def test_one_worker_trains_as_two_do(ray_cluster: int, finished: str, tmp_path: Path) -> None:
+def test_one_worker_trains_as_two_do(finished: str, alone: str) -> None:
     """One and two workers share batches, noise and initial weights: what differs is the order of summation."""
-    trainer.train(spec_for(resources={"workers": 1}), str(tmp_path))
-    start, one, two = weights_at_start(), weights_of(str(tmp_path)), weights_of(finished)
+    start, one, two = weights_at_start(), weights_of(alone), weights_of(finished)
     assert start.keys() == one.keys() == two.keys()
     # Adam enlarges rounding with every step; other noise, another order of images or another start would give differences
     # as large as the movement.
@@ -104,8 +122,6 @@ def distance(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> floa
 
 def weights_at_start() -> dict[str, torch.Tensor]:
     """The generator's weights before the first step."""
-    from genworker.sources import open_source
-
     spec = spec_for()
     start = step.Trainer(spec, open_source(spec.data), 0, 1, torch.device("cpu"))
     return {name: tensor.clone() for name, tensor in start.average.networks.state_dict().items()}
@@ -215,13 +231,10 @@ def test_workers_keep_to_labelled_nodes(ray_cluster: int, tmp_path: Path) -> Non
         trainer.train(spec_for(resources=resources), str(tmp_path))
 
 
-@pytest.mark.slow
-def test_a_run_in_s3(
-    ray_cluster: int, finished: str, moto: S3Server, point_at: Callable[[S3Server], None], tmp_path: Path
-) -> None:
+def test_a_run_in_s3(alone: str, moto: S3Server, point_at: Callable[[S3Server], None]) -> None:
     """Checkpoints, metrics and bundle go to s3:// as they go to a folder, with the same weights."""
     point_at(moto)
     url = f"s3://{moto.new_bucket()}/runs/1"
-    trainer.train(spec_for(), url)
-    assert {info.key for info in open_store(url).list()} == {info.key for info in open_store(finished).list()}
-    assert_same_run(url, finished)
+    train_alone(url)
+    assert {info.key for info in open_store(url).list()} == {info.key for info in open_store(alone).list()}
+    assert_same_run(url, alone)
