@@ -93,6 +93,11 @@ def trigger(request: Mapping[str, Any], report: str) -> None:
     Path(report).write_text(json.dumps(asdict(counted)), encoding="utf-8")
 
 
+def flags_of(request: Mapping[str, Any]) -> list[str]:
+    """The same request on the command line of `genworker generate`."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in request.items()]
+
+
 @dataclass(frozen=True)
 class Counted:
     """How often a trigger made a shard, and how many of these were stored already when it had made them."""

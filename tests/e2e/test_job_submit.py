@@ -33,7 +33,7 @@ from genworker.submit.request import STOP_WAIT, STOP_WAIT_SECONDS
 from genworker.training.record import BUNDLE_PREFIX
 from tests import canaries
 from tests.certificates import Authority
-from tests.chaos.jobs import trigger
+from tests.chaos.jobs import flags_of, trigger
 from tests.datasets import all_samples, published_digests, stored_shards
 from tests.fakes.training import tiny_training
 from tests.processes import run, running, titled
@@ -199,9 +199,8 @@ def test_submitting_twice_runs_once(head: Head, tiny_bundle: str, tmp_path: Path
 def test_a_stopped_job_drains_and_is_submitted_anew(head: Head, tiny_bundle: str, tmp_path: Path) -> None:
     """Ray's job API stops a job in mid-run: each shard that is there has its receipt, and the next submit makes the others."""
     num_shards, values = 120, {"num_samples": 18_000, "samples_per_shard": 150, "seed": 5, "actors": 2}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
     out, undisturbed = str(tmp_path / "out"), str(tmp_path / "undisturbed")
-    command = submit(head, ["generate", tiny_bundle, "--out", out, *flags, "--json"], working_dir=None)
+    command = submit(head, ["generate", tiny_bundle, "--out", out, *flags_of(values), "--json"], working_dir=None)
     with running(command, tmp_path, head.environment) as first:
         first.wait_until(lambda: Path(out, "data").is_dir() and len(stored_shards(out)) >= 3)
         job_id, began = first.stderr.split()[1], time.monotonic()

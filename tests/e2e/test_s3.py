@@ -16,7 +16,7 @@ from PIL import Image
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY
 from genworker.stores import open_store
 from tests import canaries
-from tests.chaos.jobs import trigger
+from tests.chaos.jobs import flags_of, trigger
 from tests.datasets import all_samples, published_digests, stored_shards
 from tests.fakes.bundle import save_bundle
 from tests.processes import run, running
@@ -34,8 +34,7 @@ WRONG_SECRET = "wrong-secret-0123456789"  # noqa: S105
 
 def command(bundle: str, out: str) -> list[str]:
     """A job of many small shards, so that there is a middle to be hit in."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in JOB.items()]
-    return ["genworker", "generate", bundle, "--out", out, *flags]
+    return ["genworker", "generate", bundle, "--out", out, *flags_of(JOB)]
 
 
 @pytest.fixture(scope="module")

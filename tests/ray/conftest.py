@@ -34,6 +34,7 @@ def ray_cluster(moto: S3Server) -> Iterator[int]:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            # What a job exports is waited for; Ray's own interval is ten seconds.
             _system_config={"metrics_report_interval_ms": 3_000},
         )
     yield CLUSTER_CPUS

@@ -481,4 +481,4 @@ def test_floors_below_five_load_without_ray() -> None:
 
 def test_the_board_of_a_run_is_a_small_process() -> None:
     """A run starts an actor for it, which would load what the networks need for nothing."""
-    assert modules_after("import genworker.training.board").isdisjoint({"torch", "pyarrow", "numpy"})
+    assert modules_after("import genworker.training.board").isdisjoint(HEAVY)
