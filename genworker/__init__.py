@@ -10,6 +10,7 @@ __all__ = ["GenworkerError", "__version__", "open"]
 from genworker.errors import GenworkerError
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
 
     from genworker.bulk.plan import Plan
@@ -18,30 +19,40 @@ if TYPE_CHECKING:
 
 
 @overload
-def open(url: str, *, verify: bool = True, on_bad_shard: Literal["raise", "skip"] = "raise") -> Dataset: ...
+def open(
+    url: str | os.PathLike[str], *, verify: bool = True, on_bad_shard: Literal["raise", "skip"] = "raise"
+) -> Dataset: ...
 
 
 @overload
-def open(url: str, plan: Plan | Mapping[str, Any], *, use_gpu: bool = False) -> VirtualDataset: ...
+def open(url: str | os.PathLike[str], plan: Plan | Mapping[str, Any], *, use_gpu: bool = False) -> VirtualDataset: ...
 
 
 @overload
-def open(url: str, *, num_samples: int, use_gpu: bool = False, **request: Any) -> VirtualDataset: ...
+def open(url: str | os.PathLike[str], *, num_samples: int, use_gpu: bool = False, **request: Any) -> VirtualDataset: ...
 
 
 @overload
-def open(url: str, *, virtual: Literal[True], use_gpu: bool = False) -> VirtualDataset: ...
+def open(url: str | os.PathLike[str], *, virtual: Literal[True], use_gpu: bool = False) -> VirtualDataset: ...
 
 
 def open(
-    url: str, plan: Plan | Mapping[str, Any] | None = None, *, virtual: bool = False, **options: Any
+    url: str | os.PathLike[str],
+    plan: Plan | Mapping[str, Any] | None = None,
+    *,
+    virtual: bool = False,
+    **options: Any,
 ) -> Dataset | VirtualDataset:
     """Open a dataset for reading, stored or not.
 
-    A published dataset by its URL: see `genworker.reading.dataset.open_dataset` for the options. Without storage, the samples
-    that `genworker generate` would store: of a bundle with ``num_samples`` (and seed, labels, columns, ...) or with a ``plan``,
-    and with ``virtual=True`` those of a dataset's own plan and bundle: see `genworker.bulk.virtual.open_virtual`.
+    A published dataset by its URL, or by the path of its folder: see `genworker.reading.dataset.open_dataset` for the options.
+    Without storage, the samples that `genworker generate` would store: of a bundle with ``num_samples`` (and seed, labels,
+    columns, ...) or with a ``plan``, and with ``virtual=True`` those of a dataset's own plan and bundle: see
+    `genworker.bulk.virtual.open_virtual`.
     """
+    from os import fspath
+
+    url = fspath(url)
     if virtual or plan is not None or "num_samples" in options:
         from genworker.bulk.virtual import open_virtual
 

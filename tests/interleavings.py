@@ -345,12 +345,10 @@ class Explorer:
         return world._replace(places=tuple(places))
 
     def _receipts(self, world: _World, d: int) -> Iterator[Receipt | GenworkerError]:
-        """What the makers of a driver may give it next."""
-        _, place = self._places.values[world.places[d]]
-        done = {receipt.shard_index for receipt in place.receipts}
+        """What the makers of a driver may give it next, also of shards that it has recalled meanwhile."""
         for who in range(self._num_drivers, len(world.places)):
-            driver, shard, _ = self._who[who]
-            if driver == d and shard not in done and world.places[who] >= 0:
+            driver, _, _ = self._who[who]
+            if driver == d and world.places[who] >= 0:
                 _, attempt = self._places.values[world.places[who]]
                 if attempt.ended:
                     yield attempt.result.reply if isinstance(attempt.result, _Kept) else attempt.result
@@ -399,6 +397,8 @@ class Explorer:
         driver.receipts = {receipt.shard_index: receipt for receipt in place.receipts}
         driver.waiting = list(place.waiting)
         driver.step()
+        waiting = [receipt.shard_index for receipt in driver.waiting]
+        assert len(waiting) == len(set(waiting)), f"a receipt waits twice: {waiting}"
         receipts = tuple(_bare(driver.receipts[index]) for index in sorted(driver.receipts))
         result: Manifest | None = driver.manifest
         return _Place(driver.state, receipts, tuple(map(_bare, driver.waiting)), result=result and result.canonical())

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Mapping
 
 import numpy as np
-from pydantic import ValidationError
 
 from genworker import bundle as bundles
 from genworker.bulk import removal
 from genworker.bulk.layout import Layout
+from genworker.bulk.manifest import Fault, parse
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     CALIBRATION_KEY,
@@ -61,14 +60,10 @@ def read_plan(store: Store) -> Plan | None:
         text = get_at_most(store, PLAN_KEY, MAX_PLAN_BYTES, PlanError)
     except ObjectMissingError:
         return None
-    try:
-        return Plan.model_validate_json(text)
-    except ValidationError as err:
-        problem = err.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise PlanError(
-            f"{store.url}/{PLAN_KEY}: {key}: {problem['msg']}; it was damaged or written by another version of genworker"
-        ) from err
+    plan = parse(Plan, PLAN_KEY, text)
+    if isinstance(plan, Fault):
+        raise PlanError(f"{store.url}/{plan}")
+    return plan
 
 
 def claim(store: Store, plan: Plan) -> None:
@@ -212,17 +207,6 @@ def publish(store: Store, plan: Plan, receipts: Mapping[int, Receipt]) -> Manife
     success = Success(plan_id=plan.plan_id, manifest_sha256=hashlib.sha256(text).hexdigest())
     _put_equal(store, SUCCESS_KEY, success.canonical().encode())
     return manifest
-
-
-def published(store: Store) -> Manifest | None:
-    """The manifest, if the dataset is complete (both the manifest and _SUCCESS are there)."""
-    try:
-        store.head(SUCCESS_KEY)
-        return Manifest.read(store.get(MANIFEST_KEY))
-    except ObjectMissingError:
-        return None
-    except (ValidationError, json.JSONDecodeError) as err:
-        raise DatasetError(f"{store.url}/{MANIFEST_KEY}: is damaged: {err}") from err
 
 
 def _put_equal(store: Store, key: str, data: bytes) -> None:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from genworker.bulk import commit
 from genworker.bulk.layout import Layout
+from genworker.bulk.manifest import published
 from genworker.bulk.plan import (
     CONTROL_PREFIX,
     FAILURES_PREFIX,
@@ -31,11 +33,20 @@ from genworker.bulk.plan import (
     Plan,
 )
 from genworker.bulk.removal import GC, NOTICES, RETAIN, delete_all, delete_dataset, removed_by
+from genworker.bundle import BUNDLE_KEY, SCORER_KEY, WEIGHTS_KEY
 from genworker.errors import DatasetError, ObjectExistsError
 from genworker.stores.base import ObjectInfo, Store
 
 # What asks a store for its abilities leaves these where it may not delete.
 PROBE_PREFIXES = (CONTROL_PREFIX + "probe/", CONTROL_PREFIX + "doctor/")
+# The names below .genworker/ that genworker gives; whatever else lies there is somebody's.
+_CONTROL = re.compile(
+    rf"{re.escape(CONTROL_PREFIX)}("
+    r"(plan|calibration|removing)\.json"
+    rf"|bundle/({'|'.join(map(re.escape, (BUNDLE_KEY, WEIGHTS_KEY, SCORER_KEY)))})"
+    r"|(receipts|failures)/[0-9]+-[0-9a-f]{16}\.json"
+    r"|(probe|doctor)/[0-9a-f]{32})"
+)
 
 
 @dataclass(frozen=True)
@@ -69,10 +80,14 @@ def find_garbage(
     plan = _find_plan(store)
 
     def old(infos: Iterable[ObjectInfo], reason: str) -> Iterator[Garbage]:
-        return (Garbage(info.key, info.size, reason) for info in infos if now - info.modified >= older_than_seconds)
+        return (
+            Garbage(info.key, info.size, reason)
+            for info in infos
+            if _CONTROL.fullmatch(info.key) and now - info.modified >= older_than_seconds
+        )
 
     found = [garbage for prefix in PROBE_PREFIXES for garbage in old(store.list(prefix), "left by a probe")]
-    if commit.published(store) is not None:
+    if published(store) is not None:
         if unfinished:
             raise DatasetError(f"{store.url}: the dataset is published; `genworker retain` removes whole old datasets")
         for prefix, reason in ((RECEIPTS_PREFIX, "the manifest holds it"), (FAILURES_PREFIX, "was overcome")):
@@ -152,6 +167,6 @@ def _objects(store: Store, plan: Plan | None) -> Iterator[ObjectInfo]:
     """What a job left. Without a plan, where a removal has deleted the shards and stopped before its last step."""
     layout = Layout(plan) if plan else None
     for info in store.list():
-        beside = info.key in {SUCCESS_KEY, MANIFEST_KEY} or info.key.startswith(CONTROL_PREFIX)
+        beside = info.key in {SUCCESS_KEY, MANIFEST_KEY} or _CONTROL.fullmatch(info.key) is not None
         if beside or (layout is not None and layout.owner(info.key) is not None):
             yield info

@@ -21,10 +21,11 @@ from genworker import bundle as bundles
 from genworker import cluster
 from genworker.bulk import actor, commit, removal, summary
 from genworker.bulk.capacity import Capacity
+from genworker.bulk.manifest import published
 from genworker.bulk.metrics import Meters
 from genworker.bulk.plan import Task
 from genworker.bulk.pool import Drained, ShardPool
-from genworker.bulk.progress import Progress, Reporter
+from genworker.bulk.progress import Price, Progress, Reporter
 from genworker.bulk.protocol import Driver
 from genworker.bulk.records import Manifest, Receipt
 from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
@@ -72,7 +73,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
     plan = commit.read_plan(store)
     if plan is not None:
         check_same(spec, bundle.info, plan)
-        if (manifest := commit.published(store)) is not None:
+        if (manifest := published(store)) is not None:
             return _nothing_to_do(spec, manifest)
     bundle.check()
     # All but the numerics, which only an actor's machine knows: everything is checked before an actor starts.
@@ -180,7 +181,7 @@ class _Run:
 
     def _tell_price(self, expected: dict[str, Any]) -> None:
         if self._spec.price_per_hour is not None:
-            self.reporter.event(summary.sentence(expected, self._spec.num_samples))
+            self.reporter.event(Price(summary.sentence(expected, self._spec.num_samples)))
 
 
 @contextlib.contextmanager

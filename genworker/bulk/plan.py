@@ -118,6 +118,11 @@ class Plan(Spec):
             raise ValueError(f"columns {list(self.columns)} with scorer {self.scorer_sha256}: one belongs to the other")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Plan:
+        self.open_format()  # raises UsageError for a format or codec that is not known here
+        return self
+
     @property
     def plan_id(self) -> str:
         """The first 16 hex digits of the SHA-256 of the plan's canonical JSON."""

@@ -29,9 +29,15 @@ class Event(str):
         return event
 
 
+class Price(str):
+    """What the job is going to cost, in a line; all other events are of what went wrong."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is. ``event`` is what was just told, see `Event`, or empty."""
+    """How far a job is. ``event`` is what was just told, see `Event` and `Price`, or empty."""
 
     num_shards: int
     num_done: int
@@ -109,5 +115,5 @@ class Reporter:
         self._on_progress(self.progress)
 
     def event(self, text: str) -> None:
-        """Tell of something that went wrong and was dealt with."""
+        """Tell of something that went wrong and was dealt with, or a `Price`."""
         self._on_progress(dataclasses.replace(self.progress, event=text))

@@ -151,9 +151,11 @@ class Driver:
         receipt = next(self._made, None)
         if receipt is None:
             return State.RECORD if self.waiting else State.PUBLISH
-        self.receipts[receipt.shard_index] = receipt
-        self.waiting.append(receipt)
-        self._on_made(receipt)
+        # One that was running when another driver's was recalled is known already.
+        if receipt.shard_index not in self.receipts:
+            self.receipts[receipt.shard_index] = receipt
+            self.waiting.append(receipt)
+            self._on_made(receipt)
         self._taken += 1
         if receipt.duplicate and self._taken >= self._plan.num_shards // _SHARDS_PER_RECALL:
             # Another driver makes what this one makes. What it has done is left out, and the two go on at other places.

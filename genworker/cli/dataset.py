@@ -31,8 +31,8 @@ def verify(url: str, resample: int, use_gpu: bool, sizes_only: bool, as_json: bo
 
     Exit code 0 when whole and right, 1 with one line per fault.
     """
+    from genworker.bulk.manifest import read_manifest
     from genworker.cli.display import Display
-    from genworker.reading.manifest import read_manifest
     from genworker.reading.verify import verify as check
     from genworker.stores import open_store
 

@@ -126,8 +126,7 @@ class Display:
         if not (progress.event or ends or self._is_due()):
             return
         self._last_line = self._clock()
-        kind = "progress" if progress.num_shards else "starting"
-        self._write("warning" if progress.event else kind, **log.of_job(progress))
+        self._write(log.kind_of(progress), **log.of_job(progress))
 
     def _write(self, event: str, **facts: Any) -> None:
         console.print(log.line(self._title, self._run_id, event, **facts), soft_wrap=True, markup=False)

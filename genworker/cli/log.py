@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from genworker.bulk.progress import Event
+from genworker.bulk.progress import Event, Price
 from genworker.report.names import finite, headline_values
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ def line(job: str, run_id: str, event: str, **facts: Any) -> str:
     """A line: when, what of which run, and ``facts``."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     return json.dumps({"time": time, "job": job, "run_id": run_id, "event": event, **facts})
+
+
+def kind_of(progress: Progress) -> str:
+    """What the line about a bulk job's progress is of."""
+    if progress.event:
+        return "cost" if isinstance(progress.event, Price) else "warning"
+    return "progress" if progress.num_shards else "starting"
 
 
 def of_job(progress: Progress) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from genworker import bundle as bundles
 from genworker.bulk import commit
+from genworker.bulk.manifest import published
 from genworker.bulk.plan import BUNDLE_PREFIX, CALIBRATION_KEY, DATA_PREFIX, MANIFEST_KEY, PLAN_KEY
 from genworker.bulk.request import virtual_plan
 from genworker.config import load_spec
@@ -174,7 +175,7 @@ def _calibration_facts(store: Store) -> dict[str, Any]:
 
 def _dataset_facts(store: Store) -> dict[str, Any]:
     plan = commit.read_plan(store)
-    manifest = commit.published(store)
+    manifest = published(store)
     facts: dict[str, Any] = {"published": manifest is not None}
     if manifest is not None:
         plan = manifest.plan

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from genworker.doctor.base import Finding
     from genworker.reading.status import Status
+    from genworker.stores.base import Store
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _STATE_STYLES = {"published": "green", "running": "blue", "stopped": "yellow", "failed": "red", "not started": "yellow"}
@@ -45,13 +46,16 @@ class Duration(click.ParamType[float]):
 def status(url: str, watch: bool, every: float, as_json: bool) -> None:
     """Say how far the job at URL is, from storage alone: no cluster is asked.
 
-    It works while the job runs, after it died, and after its cluster is gone. With --watch the exit code is 0 once the
-    dataset is published, 1 when the job has failed, or has stopped after a failure.
+    It works while the job runs, after it died, and after its cluster is gone. With --watch it also waits for a job that has
+    yet to begin, and the exit code is 0 once the dataset is published, 1 when the job has failed, or has stopped after a
+    failure.
     """
     from genworker.reading.status import status as look
     from genworker.stores import open_store
 
     store = open_store(url)
+    if watch:
+        _await_plan(store, every)
     while True:
         began = time.monotonic()
         seen = look(store)
@@ -63,6 +67,19 @@ def status(url: str, watch: bool, every: float, as_json: bool) -> None:
             raise JobError(f"{url}: the job {how}: {seen.failure}")
         # A listing of a million shards takes a while and costs requests: most of the time is spent waiting.
         time.sleep(max(every, 10 * (time.monotonic() - began)))
+
+
+def _await_plan(store: Store, every: float) -> None:
+    """Wait for a job's first object, which comes once its actors have been asked what they can do."""
+    from genworker.bulk.commit import read_plan
+    from genworker.bulk.plan import PLAN_KEY
+
+    told = False
+    while read_plan(store) is None:
+        if not told:
+            click.echo(f"waiting for a job: there is no {store.url}/{PLAN_KEY} yet", err=True)
+        told = True
+        time.sleep(every)
 
 
 def _describe(seen: Status, *, one_line: bool) -> str:

@@ -40,7 +40,7 @@ def backfill(
 
     SPEC is what `genworker generate --spec` takes. Runs that are published are left as they are.
     """
-    from genworker.bulk import commit
+    from genworker.bulk.manifest import published
     from genworker.bulk.schedule import runs_between
     from genworker.stores import open_store
 
@@ -48,7 +48,7 @@ def backfill(
     lines = []
     for date, run in runs:
         state, summary = "published", None
-        if commit.published(open_store(run.out)) is None:
+        if published(open_store(run.out)) is None:
             state = "missing"
         if state == "missing" and not dry_run:
             from genworker.cli.live import run_generation

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from genworker.bulk.manifest import Fault, read_manifest
 from genworker.reading.dataset import Dataset, open_dataset
-from genworker.reading.manifest import Fault, read_manifest
 from genworker.reading.samples import Sample
 from genworker.reading.verify import verify
 

@@ -10,8 +10,8 @@ import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from genworker.bulk.manifest import Fault, read_manifest
 from genworker.errors import DatasetError, UsageError
-from genworker.reading.manifest import Fault, read_manifest
 from genworker.reading.samples import Sample, Samples, sample_of
 from genworker.reading.shard import naming, open_shard
 from genworker.stores import open_store
@@ -62,6 +62,11 @@ class Dataset(Samples):
     def plan(self) -> Plan:
         """What the dataset was made by."""
         return self.manifest.plan
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether passes leave bad shards out."""
+        return self._on_bad_shard == "skip"
 
     @property
     def skipped(self) -> list[Fault]:
@@ -121,19 +126,19 @@ class Dataset(Samples):
             self._skip(shard_index, err)
             return
         key = self.manifest.shards[shard_index].key
-        batches = iter(reader.batches(first))
+        batches, given = iter(reader.batches(first)), 0
         while first < stop:
             # Not around the yield: what the caller raises there is none of the shard's doing.
             try:
                 with naming(self._store, key):
                     batch = next(batches, None)
             except DatasetError as err:
-                self._skip(shard_index, err)
+                self._skip(shard_index, err, given)
                 return
             if batch is None:
                 return
             batch = batch.part(0, stop - first)
-            first += len(batch)
+            first, given = first + len(batch), given + len(batch)
             yield batch
 
     def _one(self, index: int) -> Sample:
@@ -143,14 +148,17 @@ class Dataset(Samples):
         with naming(self._store, task.key):
             return sample_of(reader.read_row(index - task.first_index), 0)
 
-    def _skip(self, shard_index: int, err: DatasetError) -> None:
-        """Note a bad shard and go on, or raise."""
+    def _skip(self, shard_index: int, err: DatasetError, given: int = 0) -> None:
+        """Note a bad shard, of which so many samples were given before, and go on, or raise."""
         if self._on_bad_shard == "raise":
             raise err
         if shard_index in self._skipped:
             return
         key = self.manifest.shards[shard_index].key
-        fault = self._skipped[shard_index] = Fault(key, str(err).removeprefix(f"{self.url}/{key}: "))
+        problem = str(err).removeprefix(f"{self.url}/{key}: ")
+        if given:
+            problem += f" ({given} samples before it were good, and were given)"
+        fault = self._skipped[shard_index] = Fault(key, problem)
         if self._skipped_anywhere is not None:
             self._skipped_anywhere[shard_index] = True
         _log.warning("%s: shard skipped: %s", self.url, fault)
@@ -176,8 +184,9 @@ def open_dataset(url: str, *, verify: bool = True, on_bad_shard: OnBadShard = "r
         url: where `genworker generate` wrote it.
         verify: compare each shard's SHA-256 with the manifest whenever the shard is fetched.
         on_bad_shard: what passes over the data do with a shard that is missing, damaged or not the manifest's: ``raise``
-            a DatasetError, or ``skip`` it, name it in `Dataset.skipped`, and go on. One sample by index always raises, and
-            so does a store that fails.
+            a DatasetError, or ``skip`` it, name it in `Dataset.skipped`, and go on; what a shard gave before it turned out
+            bad, as it can where each image is a file, was good. One sample by index always raises, and so does a store that
+            fails.
 
     Raises:
         DatasetError: there is none, it is unfinished, or its manifest is damaged.

@@ -46,7 +46,9 @@ def to_ray(samples: Samples, **options: Any) -> Any:
                 shards = range(plan.num_shards * part // parts, plan.num_shards * (part + 1) // parts)
                 last = plan.task(shards[-1])
                 rows = last.first_index + last.num_samples - plan.task(shards[0]).first_index
-                metadata = BlockMetadata(num_rows=rows, size_bytes=rows * row_bytes, exec_stats=None, input_files=None)
+                # Ray takes this for the truth, and counts without reading.
+                known = None if samples.leaves_out else rows
+                metadata = BlockMetadata(num_rows=known, size_bytes=rows * row_bytes, exec_stats=None, input_files=None)
                 tasks.append(ReadTask(reading(shards), metadata, per_task_row_limit=per_task_row_limit))
             return tasks
 

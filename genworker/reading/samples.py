@@ -5,9 +5,10 @@ In: a plan, and a way to get ranges of its samples. Out: `Sample`s, `SampleBatch
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,12 +38,12 @@ class Sample:
 
 
 def sample_of(batch: SampleBatch, position: int) -> Sample:
-    """The sample at a position of a batch."""
+    """The sample at a position of a batch, whose arrays are its own."""
     return Sample(
         index=int(batch.sample_index[position]),
-        pixels=batch.pixels[position],
+        pixels=batch.pixels[position].copy(),
         label=None if batch.labels is None else int(batch.labels[position]),
-        latents=None if batch.latents is None else batch.latents[position],
+        latents=None if batch.latents is None else batch.latents[position].copy(),
         score=None if batch.scores is None else float(batch.scores[position]),
     )
 
@@ -74,6 +75,11 @@ class Samples(ABC):
         """The shape of every image, and the classes where there are labels."""
         return self.plan.stored_schema
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a pass may give less than the plan's samples instead of raising."""
+        return False
+
     def __len__(self) -> int:
         return self.plan.num_samples
 
@@ -83,18 +89,25 @@ class Samples(ABC):
             for position in range(len(batch)):
                 yield sample_of(batch, position)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Return one sample; negative indices count from the end.
+    def __getitem__(self, index: SupportsIndex) -> Sample:
+        """Return one sample; negative indices count from the end, and integers of NumPy and torch are as good as Python's.
 
         Its neighbours come cheap: the last few shards, or micro-batches, stay in memory.
 
         Raises:
             IndexError: outside [-len, len).
+            TypeError: not a whole number.
             DatasetError: its shard is missing, damaged, or differs from the manifest.
         """
-        position = index + len(self) if index < 0 else index
+        try:
+            whole = operator.index(index)
+        except TypeError as err:
+            raise TypeError(
+                f"sample {index!r}: an index is a whole number; `read(first, stop)` gives a range of samples"
+            ) from err
+        position = whole + len(self) if whole < 0 else whole
         if not 0 <= position < len(self):
-            raise IndexError(f"sample {index}: the dataset has {len(self)}")
+            raise IndexError(f"sample {whole}: the dataset has {len(self)}")
         return self._one(position)
 
     def batches(self, shards: Iterable[int] | None = None) -> Iterator[SampleBatch]:

@@ -45,9 +45,12 @@ def open_shard(store: Store, manifest: Manifest, shard_index: int, format: Forma
             "or generate the dataset again at another URL"
         ) from err
     if verify and (seen := hashlib.sha256(data).hexdigest()) != entry.sha256:
+        # The manifest's size is that of all objects of a shard.
+        alone = format.beside_name(0) is None
+        sizes = (f" ({len(data)} bytes)", f" ({entry.num_bytes} bytes)") if alone else ("", "")
         raise DatasetError(
-            f"{store.url}/{entry.key}: has SHA-256 {seen} ({len(data)} bytes), the manifest says {entry.sha256} "
-            f"({entry.num_bytes} bytes); it was changed after the job: `genworker verify` lists all such shards"
+            f"{store.url}/{entry.key}: has SHA-256 {seen}{sizes[0]}, the manifest says {entry.sha256}{sizes[1]}; it was "
+            "changed after the job: `genworker verify` lists all such shards"
         )
     with naming(store, entry.key):
         reader = format.reader(data, getter(store, entry.key))

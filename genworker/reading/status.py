@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from genworker.bulk import commit, failures
 from genworker.bulk.layout import Layout
+from genworker.bulk.manifest import published
 from genworker.bulk.plan import DATA_PREFIX, PLAN_KEY, RECEIPTS_PREFIX, Plan
 from genworker.errors import DatasetError
 
@@ -89,7 +90,7 @@ def status(store: Store, now: float | None = None) -> Status:
     newest = max([*(when for when, _ in written), *receipts], default=None)
     rate, pause = _pace(written)
     state: State = "running"
-    if commit.published(store) is not None:
+    if published(store) is not None:
         state = "published"
     elif failed.error is not None and failed.at >= (newest or 0.0):
         state = "failed"

@@ -6,6 +6,7 @@ ranges of sample indices; so states of all readers together can be shared out an
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from genworker.errors import UsageError
 from genworker.reading import spans as ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from genworker.reading.samples import Samples
 
@@ -116,10 +117,15 @@ class TorchStream(IterableDataset[dict[str, Any]]):
                 readers (all ranks and workers share what is left).
 
         Raises:
-            UsageError: the state is of another dataset.
+            UsageError: it is no state of `state_dict`, or of another dataset.
         """
+        if not _is_state(state):
+            raise UsageError(f"the state {state!r:.200}: give what state_dict or merge_states returned")
         if state["plan_id"] != self.dataset.plan.plan_id:
             raise UsageError(f"the state is of plan {state['plan_id']}, this dataset is of {self.dataset.plan.plan_id}")
+        beyond = [span for span in state["left"] if not 0 <= span[0] <= span[1] <= len(self.dataset)]
+        if beyond:
+            raise UsageError(f"the state has samples {beyond[0]} left, the dataset has {len(self.dataset)}")
         self._loaded, self._left = state, None
 
     def _reader_at(self, part: int, num_parts: int) -> tuple[int, int]:
@@ -140,6 +146,23 @@ class TorchStream(IterableDataset[dict[str, Any]]):
                 "another number of ranks or workers, merge the states of all readers with merge_states"
             )
         return ranges.share(left, *shared_among[of])
+
+
+def _is_state(state: Any) -> bool:
+    return (
+        isinstance(state, Mapping)
+        and isinstance(state.get("plan_id"), str)
+        and _are_whole([state.get("reader")])
+        and isinstance(state.get("left"), Sequence)
+        and _are_whole(state["left"])
+    )
+
+
+def _are_whole(pairs: Sequence[Any]) -> bool:
+    return all(
+        isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(number, int) for number in pair)
+        for pair in pairs
+    )
 
 
 def _place() -> tuple[int, int]:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genworker.bulk.layout import Layout, getter
+from genworker.bulk.manifest import Fault, examine, parse
 from genworker.bulk.plan import DATA_PREFIX, MAX_PLAN_BYTES, PLAN_KEY, Plan, differences
 from genworker.bulk.shard_table import ShardTable
 from genworker.errors import DatasetError, ObjectMissingError
-from genworker.reading.manifest import Fault, examine, parse
 from genworker.stores import open_store
 
 if TYPE_CHECKING:

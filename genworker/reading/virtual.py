@@ -6,6 +6,7 @@ interface as a stored dataset's. It writes nothing.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from genworker import codecs
 from genworker.device import pick_device
+from genworker.errors import UsageError
 from genworker.reading.samples import Sample, Samples, sample_of
 from genworker.sampling.columns import StoredColumns
 from genworker.sampling.engine import Engine
@@ -41,6 +43,9 @@ class VirtualDataset(Samples):
     Raises:
         BundleError: the bundle is not the plan's.
         DeterminismError: the plan was made for another kind of machine, whose samples this one cannot make.
+
+    A plan that evaluates with several threads cannot be read in a forked process, such as a torch DataLoader's workers on
+    Linux: that raises UsageError where samples are asked for. ``DataLoader(multiprocessing_context="spawn")`` can.
     """
 
     def __init__(self, bundle: Bundle, plan: Plan, *, url: str, use_gpu: bool = False) -> None:
@@ -52,6 +57,7 @@ class VirtualDataset(Samples):
         self._codec = None if codec.lossless else codec
         self._maker: tuple[Engine, StoredColumns] | None = None
         self._kept: OrderedDict[int, SampleBatch] = OrderedDict()
+        self._process = os.getpid()
         self._make()
 
     @property
@@ -65,6 +71,9 @@ class VirtualDataset(Samples):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maker": None, "_kept": OrderedDict()}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_process": os.getpid()}
+
     def _make(self) -> tuple[Engine, StoredColumns]:
         if self._maker is None:
             device = pick_device(use_gpu=self._use_gpu)
@@ -76,6 +85,12 @@ class VirtualDataset(Samples):
         return self._samples(before + first, stop - first)
 
     def _samples(self, first: int, count: int) -> Iterator[SampleBatch]:
+        if self._process != os.getpid() and self._plan.numerics.threads > 1:
+            # OpenMP's threads do not survive a fork, and whoever asks for them waits for good.
+            raise UsageError(
+                f"{self.url}: its plan evaluates with {self._plan.numerics.threads} threads, which a forked process cannot "
+                'start; give torch\'s DataLoader multiprocessing_context="spawn", or make the plan with cpus_per_actor 1'
+            )
         engine, columns = self._make()
         for batch in engine.batches(first, count):
             yield self._as_stored(columns.complete(batch))

@@ -181,8 +181,13 @@ class LocalStore:
         os.link(source, target)
 
     def _make_folder(self, folder: Path, key: str) -> None:
+        if folder.is_dir():
+            return
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if folder != folder.parent:
+                self._make_folder(folder.parent, key)
+            folder.mkdir(exist_ok=True)
+            _sync_folder(folder.parent)
         except (FileExistsError, NotADirectoryError) as err:
             self._check_root()
             raise StoreError(

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from genworker.bulk import commit
 from genworker.bulk.gc import find_garbage
+from genworker.bulk.manifest import read_manifest
 from genworker.bulk.plan import DATA_PREFIX, MANIFEST_KEY, RECEIPTS_PREFIX, SUCCESS_KEY
 from genworker.bulk.protocol import Driver
-from genworker.reading.manifest import read_manifest
 from genworker.reading.status import status
 from genworker.reading.verify import verify_store
 from genworker.stores import ObjectInfo

@@ -20,6 +20,7 @@ import torch
 from genworker import bundle as bundles
 from genworker.bulk import commit, removal
 from genworker.bulk.attempts import Attempts
+from genworker.bulk.manifest import published
 from genworker.bulk.plan import Plan
 from genworker.bulk.protocol import Driver
 from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
@@ -70,7 +71,7 @@ def run(out: str, bundle: str, plan_text: str, environment: Mapping[str, str], r
 def publish(out: str, bundle: str, plan: Plan) -> None:
     """What `genworker.bulk.job.generate` does, with threads in place of actors."""
     store = open_store(out)
-    if commit.read_plan(store) is not None and commit.published(store) is not None:
+    if commit.read_plan(store) is not None and published(store) is not None:
         return
     Driver(store, plan, bundles.load(open_store(bundle)), _Threads(out).run, receipts_per_object=2).run()
 
@@ -87,7 +88,7 @@ def trigger(request: Mapping[str, Any], report: str) -> None:
         numerics = numerics_for(spec, sample_schema(bundle.info), torch.device("cpu"))
         plan = commit.agree(store, make_plan(spec, bundle.info, numerics))
     check_same(spec, bundle.info, plan)
-    if commit.published(store) is None:
+    if published(store) is None:
         Driver(store, plan, bundle, threads.run).run()
     counted = Counted(len(threads.made), sum(receipt.duplicate for receipt in threads.made))
     Path(report).write_text(json.dumps(asdict(counted)), encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from genworker.bulk import commit
+from genworker.bulk.manifest import published
 from genworker.reading import verify
 from genworker.stores import open_store
 from tests.datasets import published_digests, stored_shards
@@ -50,7 +50,7 @@ def test_two_schedulers_at_once_make_each_date_once(tiny_bundle: str, tmp_path: 
     assert wasted < 2 * NUM_SHARDS  # what two drivers that never meet would waste
     for out, seed in zip(days, (20261122, 20261123), strict=True):
         assert verify(out) == []
-        manifest = commit.published(open_store(out))
+        manifest = published(open_store(out))
         assert manifest is not None
         assert (manifest.plan.seed, len(manifest.shards)) == (seed, NUM_SHARDS)
         assert len(stored_shards(out)) == NUM_SHARDS

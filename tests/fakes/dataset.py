@@ -137,7 +137,7 @@ def publish(
                 attempt=attempt,
             )
             batch = ReceiptBatch(plan_id=plan.plan_id, receipts=(receipt,))
-            store.put(f"{RECEIPTS_PREFIX}{task.shard_index:08d}-{attempt}.json", batch.canonical().encode())
+            store.put(f"{RECEIPTS_PREFIX}{task.shard_index:08d}-{attempt:016x}.json", batch.canonical().encode())
     manifest = Manifest(
         plan_id=plan.plan_id,
         plan=plan,

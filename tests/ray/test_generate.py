@@ -20,6 +20,7 @@ import genworker
 from genworker import bundle as bundles
 from genworker.bulk import commit, failures
 from genworker.bulk.job import JobResult, generate
+from genworker.bulk.manifest import published
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY
 from genworker.bulk.pool import ShardPool
 from genworker.bulk.progress import Progress
@@ -70,7 +71,7 @@ def test_a_finished_dataset_has_no_faults(finished: str) -> None:
     assert len(stored_shards(finished)) == NUM_SHARDS
     assert verify(finished) == []
     store = open_store(finished)
-    manifest = commit.published(store)
+    manifest = published(store)
     assert manifest is not None
     assert resample(store, manifest, 3, torch.device("cpu")) == []
 

@@ -56,5 +56,7 @@ def test_to_ray_gives_every_sample_once_in_any_format(tmp_path: Path, ray_cluste
     (tmp_path / plan.shard_key(1)).write_bytes(b"damaged")
     with pytest.raises(RayTaskError, match="train-00001-of-00004"):
         genworker.open(str(tmp_path)).to_ray().take_all()
-    kept = genworker.open(str(tmp_path), on_bad_shard="skip").to_ray(override_num_blocks=4).take_all()
+    skipping = genworker.open(str(tmp_path), on_bad_shard="skip").to_ray(override_num_blocks=4)
+    kept = skipping.take_all()
+    assert skipping.count() == len(kept)
     assert sorted(row["sample_index"] for row in kept) == [*range(15), *range(30, 50)]

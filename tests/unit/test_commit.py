@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genworker.bulk import commit, failures, ledger
+from genworker.bulk.manifest import published
 from genworker.bulk.plan import (
     BUNDLE_PREFIX,
     CALIBRATION_KEY,
@@ -93,7 +95,7 @@ def test_the_whole_way_makes_a_dataset(store: Store) -> None:
     finish(store)
     assert verify(store.url) == []
     assert len(open_dataset(store.url)) == 50
-    manifest = commit.published(store)
+    manifest = published(store)
     assert manifest is not None
     assert manifest.plan == PLAN
     assert (manifest.num_samples, len(manifest.shards)) == (50, 4)
@@ -420,7 +422,7 @@ def test_nothing_is_published_while_shards_are_missing(store: Store, missing: tu
     receipts = dict(zip(there, commit_shards(store, *there), strict=True))
     with pytest.raises(DatasetError, match=f"{len(missing)} of 4 shards are missing, first {missing[0]}"):
         commit.publish(store, PLAN, receipts)
-    assert commit.published(store) is None
+    assert published(store) is None
     assert keys(store, "_") == []
 
 
@@ -478,19 +480,38 @@ def test_a_dataset_without_success_is_not_published_yet(store: Store) -> None:
     """A driver that died between manifest and _SUCCESS left no dataset; the next one completes it with equal bytes."""
     text = finish(store)
     store.delete(SUCCESS_KEY)
-    assert commit.published(store) is None
+    assert published(store) is None
     assert finish(store) == text
-    assert commit.published(store) is not None
+    assert published(store) is not None
 
 
+@pytest.mark.parametrize("key", [MANIFEST_KEY, SUCCESS_KEY])
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff"])
-def test_a_damaged_manifest_is_named(store: Store, content: bytes) -> None:
-    """A finished dataset whose manifest cannot be read is an error, not an unfinished one."""
+def test_a_damaged_manifest_is_named(store: Store, key: str, content: bytes) -> None:
+    """A finished dataset whose manifest or marker cannot be read is an error in one line, not an unfinished one."""
     finish(store)
-    store.put(MANIFEST_KEY, content, overwrite=True)
-    with pytest.raises(DatasetError, match=MANIFEST_KEY) as caught:
-        commit.published(store)
-    assert len(str(caught.value)) < 1000
+    store.put(key, content, overwrite=True)
+    with pytest.raises(DatasetError, match=f"{key}: .*it is damaged") as caught:
+        published(store)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_manifest_that_was_changed_is_no_dataset(store: Store) -> None:
+    """Well formed as it is, the marker does not vouch for it."""
+    text = finish(store)
+    digest = json.loads(text)["shards"][0]["sha256"]
+    store.put(MANIFEST_KEY, text.replace(digest.encode(), b"0" * 64), overwrite=True)
+    with pytest.raises(DatasetError, match=f"{MANIFEST_KEY}: has SHA-256 .*_SUCCESS says"):
+        published(store)
+
+
+def test_a_plan_of_a_format_that_is_not_known_is_damaged(store: Store) -> None:
+    """As one of a later version would be."""
+    commit.claim(store, PLAN)
+    text = store.get(commit.PLAN_KEY).replace(b'"format":"parquet"', b'"format":"zip"')
+    store.put(commit.PLAN_KEY, text, overwrite=True)
+    with pytest.raises(PlanError, match=f"{commit.PLAN_KEY}: format 'zip': .*it is damaged or of another version"):
+        commit.read_plan(store)
 
 
 def test_a_plan_beyond_any_reason_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

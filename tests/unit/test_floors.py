@@ -25,6 +25,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.plan",
         "bulk.layout",
         "bulk.records",
+        "bulk.manifest",
         "bulk.shard_table",
         "bulk.receipt_table",
         "bulk.stages",

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 from genworker.bulk import commit, failures
 from genworker.bulk.gc import find_garbage, give_up, remove
-from genworker.bulk.plan import BUNDLE_PREFIX, PLAN_KEY, RECEIPTS_PREFIX, REMOVING_KEY, SUCCESS_KEY
+from genworker.bulk.manifest import published
+from genworker.bulk.plan import BUNDLE_PREFIX, MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, REMOVING_KEY, SUCCESS_KEY
 from genworker.bulk.protocol import Driver
 from genworker.bulk.removal import GC, NOTICES, RETAIN, check_kept
 from genworker.bulk.retention import find_old
@@ -57,19 +58,22 @@ def test_a_published_dataset_loses_its_receipts_only(url: str) -> None:
     fake.publish(url, PLAN, num_receipt_copies=2)
     store = open_store(url)
     failures.write(store, PLAN, "a node was lost", 1)
-    store.put(".genworker/probe/abc", b"")
+    store.put(f".genworker/probe/{uuid.uuid4().hex}", b"")
     store.put("notes.txt", b"mine")
     store.put(".genworker/notes.txt", b"mine")
+    store.put(f"{RECEIPTS_PREFIX}notes.txt", b"mine")
     before = keys(store)
     assert find_garbage(store, older_than_seconds=DAY) == []  # all of it is young
     garbage = find_garbage(store, older_than_seconds=DAY, now=time.time() + 2 * DAY)
     assert {item.key for item in garbage} == {
-        key for key in before if key.startswith((RECEIPTS_PREFIX, ".genworker/failures/", ".genworker/probe/"))
+        key
+        for key in before
+        if key.startswith((RECEIPTS_PREFIX, ".genworker/failures/", ".genworker/probe/")) and "notes" not in key
     }
     assert remove(store, garbage) == len(garbage)
     assert keys(store) == before - {item.key for item in garbage}
     assert verify(url) == []
-    assert commit.published(store) is not None
+    assert published(store) is not None
 
 
 def test_an_unfinished_job_is_left_alone_unless_it_is_given_up(url: str) -> None:
@@ -83,13 +87,33 @@ def test_a_job_that_is_given_up_goes_whole_and_nothing_else(url: str) -> None:
     store = open_store(url)
     fake.publish(url, PLAN, finish=False)
     store.put(BUNDLE_PREFIX + "bundle.json", b"{}")
-    for key in ("data/mine.parquet", "readme.txt"):
+    mine = {
+        "data/mine.parquet",
+        "readme.txt",
+        ".genworker/notes/a.txt",
+        BUNDLE_PREFIX + "notes.md",
+        RECEIPTS_PREFIX + "x.json",
+    }
+    for key in mine:
         store.put(key, b"mine")
     later = time.time() + 2 * DAY
     listed = find_garbage(store, older_than_seconds=DAY, unfinished=True, now=later)
-    assert {item.key for item in listed} == keys(store) - {"data/mine.parquet", "readme.txt"}
+    assert {item.key for item in listed} == keys(store) - mine
     assert give_up(store, older_than_seconds=DAY, now=later) == listed
-    assert keys(store) == {"data/mine.parquet", "readme.txt"}
+    assert keys(store) == mine
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+@pytest.mark.parametrize("key", [MANIFEST_KEY, SUCCESS_KEY])
+def test_nothing_of_a_dataset_with_a_damaged_manifest_goes(url: str, key: str, unfinished: bool) -> None:
+    """Its receipts are the other copy of the digests."""
+    fake.publish(url, PLAN, num_receipt_copies=1)
+    store = open_store(url)
+    store.put(key, b"", overwrite=True)
+    before = keys(store)
+    with pytest.raises(DatasetError, match=key):
+        give_up(store, older_than_seconds=0.0) if unfinished else find_garbage(store, older_than_seconds=0.0)
+    assert keys(store) == before
 
 
 def test_every_stop_of_a_removal_can_be_taken_up(url: str) -> None:
@@ -103,7 +127,7 @@ def test_every_stop_of_a_removal_can_be_taken_up(url: str) -> None:
         try:
             give_up(stopping, older_than_seconds=0.0)  # type: ignore[arg-type]
         except InterruptedError:
-            assert commit.published(store) is None
+            assert published(store) is None
             if budget:  # the notice is there
                 with pytest.raises(PlanError, match="`genworker gc --unfinished --delete` is removing this dataset"):
                     check_kept(store)
@@ -153,7 +177,7 @@ def test_a_driver_that_resumes_during_a_removal_publishes_no_part(url: str, gc_f
             done.clear()
             processes = (delete, run) if gc_first else (run, delete)
             reached = interleave(*processes, store, (one, two))
-            if commit.published(store) is not None:
+            if published(store) is not None:
                 assert verify(store.url) == []
             elif gate:
                 assert "published" not in done
@@ -192,7 +216,7 @@ class Resuming(Around):
     def before(self, method: str, key: str) -> None:
         """The first thing that comes after it is the second look."""
         if (method, key) == ("get", PLAN_KEY) and REMOVING_KEY in keys(self._store):
-            self._store.put(RECEIPTS_PREFIX + "late.json", b"{}")
+            self._store.put(f"{RECEIPTS_PREFIX}00000000-{'a' * 16}.json", b"{}")
 
 
 def test_a_job_that_wakes_up_is_not_given_up(url: str) -> None:
@@ -203,7 +227,7 @@ def test_a_job_that_wakes_up_is_not_given_up(url: str) -> None:
     time.sleep(0.1)
     with pytest.raises(DatasetError, match="so it may still run"):
         give_up(Resuming(store), older_than_seconds=0.1)  # type: ignore[arg-type]
-    assert keys(store) == before | {RECEIPTS_PREFIX + "late.json"}
+    assert keys(store) == before | {f"{RECEIPTS_PREFIX}00000000-{'a' * 16}.json"}
     check_kept(store)
 
 

@@ -24,7 +24,7 @@ from openlineage.client import facet_v2
 
 from genworker import __version__
 from genworker import bundle as bundles
-from genworker.bulk import commit
+from genworker.bulk.manifest import published
 from genworker.bulk.plan import MANIFEST_KEY
 from genworker.bulk.progress import Reporter
 from genworker.bulk.protocol import Driver
@@ -422,7 +422,7 @@ def test_a_lineage_server_cannot_harm_a_job(
             lambda index: index == 0 and trouble == "folder is gone" and Path(target).parent.rename(tmp_path / "moved"),
         )
         seconds = time.monotonic() - started
-    assert commit.published(open_store(str(tmp_path / "set"))) == manifest
+    assert published(open_store(str(tmp_path / "set"))) == manifest
     assert seconds < 10
     (line,) = told
     assert line.startswith("lineage: ")

@@ -107,7 +107,7 @@ CHANGES: dict[str, Any] = {
     "samples_per_shard": 129,
     "labels": "uniform",
     "split": "test",
-    "format": "other",
+    "format": "webdataset",
     "codec": "raw",
     "columns": ("label",),
     "latent_dim": 7,

@@ -13,13 +13,13 @@ import pytest
 
 from genworker.bulk import commit, ledger
 from genworker.bulk.layout import beside_key
+from genworker.bulk.manifest import read_manifest
 from genworker.bulk.plan import BUNDLE_PREFIX, DATA_PREFIX, MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY, Plan
 from genworker.bulk.protocol import Driver, State
 from genworker.bulk.records import Receipt, ReceiptBatch
 from genworker.bundle import BUNDLE_KEY, WEIGHTS_KEY
 from genworker.errors import DatasetError, DeterminismError, JobError, PlanError, StoreError
 from genworker.reading import verify
-from genworker.reading.manifest import read_manifest
 from genworker.schema import ImageSchema
 from genworker.stores.memory import MemoryStore
 from tests.fakes import dataset as fake
@@ -27,7 +27,7 @@ from tests.fakes import models
 from tests.interleavings import Explorer, ViolationError, filled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from genworker.bulk.plan import Task
     from genworker.stores import ObjectInfo, Store
@@ -342,6 +342,32 @@ def test_a_driver_tells_what_was_there_and_what_was_made() -> None:
     assert (recalled, made) == ([1], [0, 2])
     assert states == ["claim", "bundle", "recall", "make", "record", "make", "make", "record", "make", "publish"]
     assert verify(store.url) == []
+
+
+def test_a_shard_that_was_recalled_is_not_counted_again() -> None:
+    """What was in flight when another driver was met arrives behind the recall, and is known by then."""
+    store, plan = filled({}), plan_of(6)
+    counted: list[int] = []
+
+    def make(tasks: Iterator[Task]) -> Iterator[Receipt]:
+        given = list(tasks)
+        make_here = make_in(store, plan)
+        list(make_here(iter(given)))  # the other driver's
+        yield from make_here(iter(given))  # ours, all of them duplicates, the first of which leads to a recall
+
+    def begin(receipts: Mapping[int, Receipt]) -> None:
+        counted[:] = receipts
+
+    driver = Driver(store, plan, BUNDLE, make, on_recalled=begin, on_made=lambda r: counted.append(r.shard_index))
+    driver.run()
+    assert sorted(counted) == list(range(6))
+    assert sum(len(batch.receipts) for batch in batches(store)) == 6
+    assert verify(store.url) == []
+
+
+def batches(store: Store) -> list[ReceiptBatch]:
+    """All that was recorded."""
+    return [ReceiptBatch.model_validate_json(store.get(info.key)) for info in store.list(RECEIPTS_PREFIX)]
 
 
 def test_two_drivers_share_the_work() -> None:

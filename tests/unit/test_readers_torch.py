@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import genworker
 from genworker.errors import DatasetError, UsageError
@@ -231,3 +232,47 @@ def test_shards_that_workers_skip_are_told_where_the_loader_is(on_disk: Dataset,
     assert [sample.index for sample in dataset] == [*range(15), *range(30, 45)]
     assert [fault.key for fault in dataset.skipped] == bad
     assert dataset.skipped[0].problem.startswith("has SHA-256")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        None,
+        [],
+        {"plan_id": "x"},
+        {"plan_id": "x", "reader": [0, 1], "left": 3},
+        {"plan_id": "x", "reader": [0, 1], "left": [[0, 1, 2]]},
+        {"plan_id": "x", "reader": [0, 1], "left": [["0", "1"]]},
+        {"plan_id": "x", "reader": None, "left": []},
+    ],
+)
+def test_what_is_no_state_is_refused(dataset: Dataset, state: Any) -> None:
+    """When it is loaded, not when samples are asked for."""
+    with pytest.raises(UsageError, match="give what state_dict or merge_states returned"):
+        dataset.to_torch().load_state_dict(state)
+
+
+@pytest.mark.parametrize("left", [[[0, NUM + 1]], [[-1, 3]], [[5, 3]]])
+def test_a_state_of_samples_that_are_not_there_is_refused(dataset: Dataset, left: list[list[int]]) -> None:
+    stream = dataset.to_torch()
+    with pytest.raises(UsageError, match=f"the dataset has {NUM}"):
+        stream.load_state_dict(stream.state_dict() | {"left": left})
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_torchdatas_loader_keeps_and_resumes_the_state_by_itself(on_disk: Dataset, num_workers: int) -> None:
+    """StatefulDataLoader asks the workers; nothing has to be noted."""
+
+    def loader() -> StatefulDataLoader[Any]:
+        return StatefulDataLoader(on_disk.to_torch(), batch_size=4, num_workers=num_workers)
+
+    first = loader()
+    batches = iter(first)
+    seen = [index for _ in range(5) for index in next(batches)["index"].tolist()]
+    second = loader()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())) if num_workers == 0 else first.state_dict())
+    seen += [index for batch in second for index in batch["index"].tolist()]
+    assert sorted(seen) == list(range(NUM))
+    assert sorted(index for batch in second for index in batch["index"].tolist()) == list(range(NUM))

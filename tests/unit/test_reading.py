@@ -5,10 +5,11 @@ from __future__ import annotations
 import pickle
 import re
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 from genworker import codecs, formats
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, SUCCESS_KEY, Plan, Task
@@ -76,6 +77,20 @@ def test_dataset_gives_every_sample_once_in_order(
         np.testing.assert_array_equal(sample.pixels, expected.pixels[index])
 
 
+@pytest.mark.parametrize("index", [np.uint8(200), np.int8(-1), np.int64(3), torch.tensor(5)])
+def test_any_whole_number_is_an_index(tmp_path: Path, index: Any) -> None:
+    """Of whatever width: it is one in the dataset's range, not in its own."""
+    fake.publish(str(tmp_path), fake.make_plan(num_samples=300, samples_per_shard=100))
+    assert open_dataset(str(tmp_path))[index].index == int(index) % 300
+
+
+@pytest.mark.parametrize("index", [1.5, "3", slice(0, 3), None, [1]])
+def test_what_is_no_whole_number_is_no_index(url: str, manifest: Manifest, index: Any) -> None:
+    """And is told the way to a range."""
+    with pytest.raises(TypeError, match=r"an index is a whole number; `read\(first, stop\)` gives a range"):
+        open_dataset(url)[index]
+
+
 @pytest.mark.parametrize("index", [50, -51, 10**12])
 def test_index_outside_the_dataset_is_an_index_error(url: str, manifest: Manifest, index: int) -> None:
     """An index past either end says how many samples there are."""
@@ -124,6 +139,31 @@ def test_bad_shards_stop_a_pass_unless_they_are_to_be_skipped(
         dataset[31]
     with pytest.raises(UsageError, match="on_bad_shard 'ignore': say 'raise' or 'skip'"):
         open_dataset(url, on_bad_shard="ignore")  # type: ignore[arg-type]
+
+
+def test_a_shard_of_files_is_skipped_from_its_first_bad_one_on(tmp_path: Path) -> None:
+    """What came before was good and was given, which the fault says; other shards are whole."""
+    plan = fake.make_plan(num_samples=3000, samples_per_shard=1500, format="files", codec="png")
+    fake.publish(str(tmp_path), plan)
+    next(tmp_path.rglob("*000000001000.png")).unlink()
+    dataset = open_dataset(str(tmp_path), on_bad_shard="skip")
+    indices = [sample.index for sample in dataset]
+    given = len(indices) - 1500
+    assert 0 < given <= 1000
+    assert indices == [*range(given), *range(1500, 3000)]
+    (fault,) = dataset.skipped
+    assert fault.problem.endswith(f"({given} samples before it were good, and were given)")
+    with pytest.raises(DatasetError, match=r"000000001000\.png"):
+        list(open_dataset(str(tmp_path)))
+
+
+def test_a_changed_table_of_files_is_told_without_sizes(tmp_path: Path) -> None:
+    """The manifest has the size of table and files together, which says nothing of the table's."""
+    manifest = fake.publish(str(tmp_path), fake.make_plan(format="files", codec="png"))
+    table = tmp_path / manifest.shards[0].key
+    table.write_bytes(table.read_bytes() + b"x")
+    with pytest.raises(DatasetError, match=r"has SHA-256 [0-9a-f]{64}, the manifest says [0-9a-f]{64}; it was changed"):
+        open_dataset(str(tmp_path))[0]
 
 
 def test_a_store_that_fails_is_no_bad_shard(tmp_path: Path) -> None:
@@ -380,8 +420,8 @@ def test_a_manifest_beyond_any_reason_is_not_read(monkeypatch: pytest.MonkeyPatc
     url = f"memory://{uuid.uuid4().hex}"
     fake.publish(url, fake.make_plan(num_samples=20))
     size = len(open_store(url).get(MANIFEST_KEY))
-    monkeypatch.setattr("genworker.reading.manifest.MAX_MANIFEST_BYTES", size)
+    monkeypatch.setattr("genworker.bulk.manifest.MAX_MANIFEST_BYTES", size)
     assert len(open_dataset(url)) == 20
-    monkeypatch.setattr("genworker.reading.manifest.MAX_MANIFEST_BYTES", size - 1)
+    monkeypatch.setattr("genworker.bulk.manifest.MAX_MANIFEST_BYTES", size - 1)
     with pytest.raises(DatasetError, match=f"_manifest.json: has more than {size - 1} bytes"):
         open_dataset(url)

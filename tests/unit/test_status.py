@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -226,6 +227,17 @@ def test_watching_ends_with_a_job_that_stopped_after_a_failure(tmp_path: Path) -
     watched = run("status", tmp_path, "--watch")
     assert watched.exit_code == 1
     assert "the job stopped, and its last failure was: the disk is full" in watched.output
+
+
+def test_watching_waits_for_the_job_to_begin(tmp_path: Path) -> None:
+    """Started before the job is, it says that it waits, and goes on when the plan is there."""
+    begins = threading.Timer(1.0, fake.publish, (str(tmp_path), PLAN))
+    begins.start()
+    result = run("status", tmp_path, "--watch", "--every", "1s")
+    begins.join()
+    assert result.exit_code == 0, result.output
+    assert result.output.count("waiting for a job: there is no ") == 1
+    assert "published  100.0%" in result.output
 
 
 def test_watching_ends_with_the_dataset(tmp_path: Path) -> None:

@@ -234,3 +234,56 @@ except StoreFullError as err:
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True)
     assert "make space" in done.stdout
     assert files(tmp_path) == []
+
+
+def test_an_object_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content, then every folder that was made, then the folder with the new name: so a power cut loses nothing."""
+    synced: list[str] = []
+    really = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        really(descriptor)
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path)))
+
+    store = LocalStore(str(tmp_path / "set"))
+    assert store.conditional
+    monkeypatch.setattr(os, "fsync", fsync)
+    store.put("data/shard/a", b"1")
+    content, *folders = synced
+    assert content.startswith("set/.genworker/tmp/")
+    assert folders == ["set", "set/data", "set/data/shard"]
+    synced.clear()
+    store.put("data/shard/b", b"2")
+    assert synced[1:] == ["set/data/shard"]
+
+
+def test_a_new_folder_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the store itself, and those above it."""
+    synced: list[Path] = []
+    really = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        really(descriptor)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    LocalStore(str(tmp_path / "above" / "set")).put("a", b"1")
+    assert {tmp_path, tmp_path / "above", tmp_path / "above" / "set"} <= set(synced)
+
+
+class StoreThatLosesReplies(LocalStore):
+    """A folder on a server that made the link, whose reply was lost, so that it was asked again."""
+
+    def _link(self, source: Path, target: Path) -> None:
+        super()._link(source, target)
+        if target.parent.name != "tmp":
+            super()._link(source, target)
+
+
+def test_a_link_whose_reply_was_lost_is_a_put_that_succeeded(tmp_path: Path) -> None:
+    """The file there is the very one that was to be linked."""
+    store = StoreThatLosesReplies(str(tmp_path))
+    assert store.put("key", b"1").size == 1
+    with pytest.raises(ObjectExistsError):
+        store.put("key", b"1")
+    assert store.get("key") == b"1"

@@ -143,3 +143,31 @@ def test_torch_readers_share_a_virtual_dataset(url: str) -> None:
     assert sorted(seen + [row["index"] for row in rows]) == list(range(NUM))
     for row in rows:
         np.testing.assert_array_equal(row["pixels"].permute(1, 2, 0).numpy(), virtual[row["index"]].pixels)
+
+
+def test_what_a_reader_does_to_a_sample_is_the_readers_alone(url: str) -> None:
+    """A sample keeps neither the micro-batch that it was made in, nor the next reader from what it was."""
+    virtual = genworker.open(url, num_samples=NUM, **ALL)
+    before = bits(virtual)
+    for index in range(NUM):
+        sample = virtual[index]
+        assert sample.latents is not None
+        sample.pixels[:] = 0
+        sample.latents[:] = 0.0
+    again = [virtual[index] for index in range(NUM)]
+    assert [(s.pixels.tobytes(), s.latents.tobytes()) for s in again if s.latents is not None] == [
+        (pixels, latents) for _, pixels, _, latents, _ in before
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_plan_of_several_threads_is_not_read_behind_a_fork(url: str) -> None:
+    """OpenMP would wait there for good; a process of its own can read it."""
+    virtual = genworker.open(url, num_samples=NUM, cpus_per_actor=2)
+    assert virtual.plan.numerics.threads == 2
+    forked = DataLoader(virtual.to_torch(), num_workers=1, multiprocessing_context="fork", timeout=60)
+    with pytest.raises(UsageError, match=r'2 threads, which a forked process cannot start; .*="spawn"'):
+        list(forked)
+    spawned = DataLoader(virtual.to_torch(), num_workers=1, multiprocessing_context="spawn", timeout=60)
+    assert [int(batch["index"]) for batch in spawned] == list(range(NUM))

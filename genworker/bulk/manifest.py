@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from genworker.bulk.plan import DATA_PREFIX, MANIFEST_KEY, MAX_PLAN_BYTES, PLAN_KEY, SUCCESS_KEY, Plan
 from genworker.bulk.records import MAX_MANIFEST_BYTES, MAX_NOTE_BYTES, Manifest, Success
 from genworker.config import Spec
-from genworker.errors import DatasetError, ObjectMissingError
+from genworker.errors import DatasetError, ObjectMissingError, UsageError
 from genworker.stores.base import get_at_most
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SpecT = TypeVar("SpecT", bound=Spec)
 
 _RESUME = "run the same generate command again to resume"
+_DAMAGED = "it is damaged or of another version of genworker"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,23 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.problem}"
+
+
+def published(store: Store) -> Manifest | None:
+    """The manifest of a dataset that is complete: it and the _SUCCESS that vouches for it are there; None before that.
+
+    Raises:
+        DatasetError: one of the two is damaged or contradicts the other, so this is neither a dataset nor a job that goes on.
+    """
+    if not _is_there(store, SUCCESS_KEY):
+        return None
+    manifest, faults = examine(store)
+    if manifest is not None and not faults:
+        return manifest
+    # Either may also be gone by now, where a removal runs.
+    if not (_is_there(store, SUCCESS_KEY) and _is_there(store, MANIFEST_KEY)):
+        return None
+    raise DatasetError(f"{store.url}/{faults[0]}")
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -82,10 +100,9 @@ def parse(cls: type[SpecT], key: str, text: bytes) -> SpecT | Fault:
     except ValidationError as err:
         problem = err.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        return Fault(
-            key,
-            f"{where + ': ' if where else ''}{problem['msg']}; it is damaged or of another version of genworker",
-        )
+        return Fault(key, f"{where + ': ' if where else ''}{problem['msg']}; {_DAMAGED}")
+    except UsageError as err:  # a format or codec that is not known here
+        return Fault(key, f"{err}; {_DAMAGED}")
 
 
 def _success_faults(store: Store, manifest: Manifest, manifest_sha256: str) -> Iterator[Fault]:
@@ -95,7 +112,7 @@ def _success_faults(store: Store, manifest: Manifest, manifest_sha256: str) -> I
         yield Fault(SUCCESS_KEY, f"is missing: the job stopped at its last step; {_RESUME}")
         return
     if isinstance(success, Fault):
-        yield success
+        yield Fault(SUCCESS_KEY, f"{success.problem}: if nothing else was changed, remove it and {_RESUME}")
     elif success.manifest_sha256 != manifest_sha256:
         yield Fault(
             MANIFEST_KEY,
@@ -125,6 +142,14 @@ def _contradictions(manifest: Manifest) -> Iterator[Fault]:
                 f"its plan says {task.key} with {task.num_samples}",
             )
             return
+
+
+def _is_there(store: Store, key: str) -> bool:
+    try:
+        store.head(key)
+    except ObjectMissingError:
+        return False
+    return True
 
 
 def _what_is_there(store: Store) -> str:
