@@ -30,9 +30,10 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
 class Spec(BaseModel):
-    """Base of all specs: immutable, and a key that nobody defined is an error."""
+    """Base of all specs: immutable, and a key that nobody defined or a number that is not finite is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    # Specs are stored as JSON, which has no word for infinity.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     presets: ClassVar[str] = ""
     """The folder below jobs/specs where shipped specs of this class lie."""

@@ -55,7 +55,10 @@ def _size_of(spec: TrainSpec) -> str:
     from genworker.training import preflight
 
     try:
-        networks = preflight.size_of_networks(spec, open_source(spec.data).schema)
+        source = open_source(spec.data)
     except (SourceError, StoreError) as err:
         networks = f"parameters are not known here ({err})"
+    else:
+        preflight.check(spec, source)
+        networks = preflight.size_of_networks(spec, source.schema)
     return f"{preflight.size_of_run(spec)}; {networks}"

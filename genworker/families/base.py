@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -53,6 +53,21 @@ class FamilyConfig(Spec):
     ema_rampup: Annotated[float, Field(gt=0)] | None = Field(
         0.1, description="half-life at most this share of the images seen"
     )
+
+    schedule_limits: ClassVar[dict[str, tuple[float, float]]] = {
+        "lr": (0.0, math.inf),
+        "ema_halflife_images": (0.0, math.inf),
+    }
+    """The fields that are a `Cosine`, each with the range [low, high) that its values lie in."""
+
+    @model_validator(mode="after")
+    def _schedules_are_possible(self) -> Self:
+        for name, (low, high) in self.schedule_limits.items():
+            cosine: Cosine = getattr(self, name)
+            for value in (cosine.start, cosine.end):
+                if not low <= value < high:
+                    raise ValueError(f"{name} {value:g}: must lie in [{low:g}, {high:g})")
+        return self
 
     @property
     def unit(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,6 +46,11 @@ class R3GANConfig(FamilyConfig):
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beta2: Cosine = Cosine(start=0.9, end=0.99)
 
+    schedule_limits: ClassVar[dict[str, tuple[float, float]]] = FamilyConfig.schedule_limits | {
+        "gamma": (0.0, math.inf),
+        "beta2": (0.0, 1.0),
+    }
+
     @property
     def unit(self) -> int:
         """A pack stays on one worker."""
@@ -69,17 +75,4 @@ class R3GANConfig(FamilyConfig):
                 "loss wasserstein without a penalty: the critic's scores would grow without bound; set gp: 10 (WGAN-GP), or "
                 "r1 and r2 with gamma above 0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _schedules_are_possible(self) -> R3GANConfig:
-        for name, cosine, low, high in (
-            ("gamma", self.gamma, 0.0, float("inf")),
-            ("lr", self.lr, 0.0, float("inf")),
-            ("ema_halflife_images", self.ema_halflife_images, 0.0, float("inf")),
-            ("beta2", self.beta2, 0.0, 1.0),
-        ):
-            for value in (cosine.start, cosine.end):
-                if not low <= value < high:
-                    raise ValueError(f"{name} {value:g}: must lie in [{low:g}, {high:g})")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -68,6 +68,8 @@ class VAEConfig(FamilyConfig):
     skip_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="a step with a larger gradient norm is skipped and counted"
     )
+
+    schedule_limits: ClassVar[dict[str, tuple[float, float]]] = FamilyConfig.schedule_limits | {"beta2": (0.0, 1.0)}
 
     @property
     def level_dims(self) -> tuple[int, ...]:

@@ -26,6 +26,10 @@ METRICS: dict[str, str] = {
 }
 
 
+# Of real images and of generated ones: with fewer, one or another of the metrics cannot be computed.
+MIN_IMAGES = 20
+
+
 def names() -> list[str]:
     """The names of all metrics."""
     return list(METRICS)

@@ -7,9 +7,12 @@ rank's generator and of the loader; adaptive augmentation lives in a buffer of t
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from genworker.config import canonical_json
-from genworker.errors import CheckpointError
+from genworker.errors import CheckpointError, ObjectMissingError
 from genworker.stores.base import Store
 from genworker.training.spec import TrainSpec, spec_differences
 
 PREFIX = "checkpoints/"
 _SUFFIX = ".safetensors"
+_KEY = re.compile(rf"{PREFIX}images-[0-9]{{12,18}}{re.escape(_SUFFIX)}")
 _HEADER_KEY = "genworker"
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 @dataclass
@@ -99,6 +104,7 @@ class Snapshot:
         watchdog: the watchdog's state, JSON.
         good: whether the watchdog saw nothing amiss, so that a diverging run may go back to it.
         conditions: as they were; empty in checkpoints of versions that did not keep them.
+        meter: what the report that comes next has seen so far, JSON; empty in checkpoints of versions that did not keep it.
     """
 
     tensors: Mapping[str, Tensor]
@@ -107,6 +113,7 @@ class Snapshot:
     watchdog: Mapping[str, Any] = field(default_factory=dict)
     good: bool = True
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    meter: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -136,12 +143,17 @@ class Snapshot:
 
 
 def take(
-    state: TrainingState, spec: TrainSpec, watchdog: Mapping[str, Any] | None = None, *, good: bool = True
+    state: TrainingState,
+    spec: TrainSpec,
+    watchdog: Mapping[str, Any] | None = None,
+    *,
+    good: bool = True,
+    meter: Mapping[str, Any] | None = None,
 ) -> Snapshot:
     """Copy the state of a run, so that it can be stored while training goes on."""
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.tensors().items()}
     counters, conditions = dict(vars(state.counters)), dict(vars(state.conditions))
-    return Snapshot(tensors, counters, spec.identity(), watchdog or {}, good, conditions)
+    return Snapshot(tensors, counters, spec.identity(), watchdog or {}, good, conditions, meter or {})
 
 
 def save(store: Store, snapshot: Snapshot) -> str:
@@ -208,14 +220,40 @@ def images_of(key: str) -> int:
 
 
 def keys(store: Store) -> list[str]:
-    """Keys of all checkpoints, newest first."""
-    return sorted((info.key for info in store.list(PREFIX) if info.key.endswith(_SUFFIX)), reverse=True)
+    """Keys of all checkpoints, newest first; what else lies beside them is somebody's."""
+    return sorted((info.key for info in store.list(PREFIX) if _KEY.fullmatch(info.key)), reverse=True)
 
 
-def prune(store: Store, keep: int, best: frozenset[int] = frozenset()) -> None:
-    """Delete all but the newest ``keep`` checkpoints and those after ``best`` numbers of images."""
-    for key in keys(store)[keep:]:
-        if images_of(key) not in best:
+def is_good(store: Store, key: str) -> bool:
+    """Whether a checkpoint says that nothing was amiss. Reads its header alone, and believes it."""
+    try:
+        length = int.from_bytes(store.get(key, length=8), "little")
+        header = json.loads(store.get(key, start=8, length=min(length, _MAX_HEADER_BYTES)))
+        return json.loads(header["__metadata__"][_HEADER_KEY])["good"] is True
+    except (ObjectMissingError, ValueError, LookupError, TypeError):
+        return False
+
+
+def prune(
+    store: Store,
+    keep: int,
+    best: frozenset[int] = frozenset(),
+    good: Callable[[str], bool] | None = None,
+) -> None:
+    """Delete old checkpoints.
+
+    Args:
+        store: of the run.
+        keep: the newest so many stay, and the newest so many that are good, however many came after them: a divergence is seen
+            some reports after it began.
+        best: numbers of images whose checkpoints stay besides.
+        good: whether the checkpoint under a key is good; by default it is looked at.
+    """
+    found = keys(store)
+    proven = good or functools.partial(is_good, store)
+    kept = {*found[:keep], *itertools.islice(filter(proven, found), keep)}
+    for key in found:
+        if key not in kept and images_of(key) not in best:
             store.delete(key)
 
 

@@ -81,8 +81,10 @@ class _Run:
         self.watchdog = Watchdog(
             spec.watchdog, self.trainer.family.bands(), self.trainer.state.counters.nonfinite_steps
         )
+        self.meter = Meter()
         if snapshot is not None:
             self.watchdog.load(snapshot.watchdog)
+            self.meter.load(snapshot.meter, self.group.rank, self.group.world_size)
         self.recorder: Recorder | None = None
         self.metrics: Metrics = {}
         if self.group.rank == 0:
@@ -119,9 +121,9 @@ class _Run:
         """Train until the end, a stop, or a divergence."""
         settings, trainer = self.spec.training, self.trainer
         micro = settings.micro_batch_size or settings.batch_size
-        saved = self.images_seen
         next_report = _next_multiple(settings.report_every_images, self.images_seen)
-        meter = Meter()
+        next_checkpoint = _next_multiple(settings.checkpoint_every_images, self.images_seen)
+        meter, self.meter = self.meter, Meter()
         with Loader(
             self.source,
             batch_size=micro,
@@ -149,14 +151,20 @@ class _Run:
                     next_report = _next_multiple(settings.report_every_images, self.images_seen)
                 if verdict == Verdict.GO_ON and trainer.stop_wished:
                     verdict = Verdict.STOP
-                due = done or verdict == Verdict.STOP or self.images_seen - saved >= settings.checkpoint_every_images
-                if due and verdict in (Verdict.GO_ON, Verdict.STOP):
-                    saved = self.images_seen
-                    began = time.perf_counter()
-                    if self.recorder is not None:
-                        self.recorder.save(trainer, self.watchdog.dump(), good=self.watchdog.good())
-                    meter.spent("checkpoint", began)
+                planned = self.images_seen >= next_checkpoint
+                if (planned or done or verdict == Verdict.STOP) and verdict in (Verdict.GO_ON, Verdict.STOP):
+                    next_checkpoint = _next_multiple(settings.checkpoint_every_images, self.images_seen)
+                    self._save(meter, planned=planned)
         return verdict
+
+    def _save(self, meter: Meter, *, planned: bool) -> None:
+        """Store a checkpoint. A rollback goes to planned ones alone, so that a stop does not change where it goes."""
+        began = time.perf_counter()
+        seen = meter.dump(self.group.share, self.group.gather)
+        if self.recorder is not None:
+            good = planned and self.watchdog.good()
+            self.recorder.save(self.trainer, self.watchdog.dump(), good=good, meter=seen)
+        meter.spent("checkpoint", began)
 
     def _report(self, meter: Meter, loader: Loader) -> Verdict:
         """Gather what all ranks measured, let the watchdog judge it, tell everybody."""
@@ -187,7 +195,7 @@ class _Run:
                 "seconds": seconds,
             }
             progress = counters.images_seen / self.spec.training.images
-            steps = meter.images // self.spec.training.batch_size
+            steps = (meter.images_before + meter.images) // self.spec.training.batch_size
             diverged, alarms = self.watchdog.judge(self.metrics, progress, busy, steps)
             self.recorder.report(self.metrics, alarms)
             for alarm in alarms:
@@ -227,7 +235,7 @@ class _Run:
             )
             self.recorder.alarm(alarm)
             self._tell(alarm, "rollback")
-            self.recorder.take_back(self.trainer)
+            self.recorder.take_back(self.trainer, self.watchdog.dump())
 
     def _tell(self, alarm: Alarm, kind: str) -> None:
         self.hooks.on_event(News(f"alarm {alarm}", kind, images_seen=alarm.images_seen, alarm=alarm.kind))

@@ -6,7 +6,7 @@ needs no memory for the networks.
 
 from __future__ import annotations
 
-from genworker import families
+from genworker import families, metrics
 from genworker.errors import UsageError
 from genworker.families.base import Networks
 from genworker.families.building import build_without_memory
@@ -14,15 +14,17 @@ from genworker.schema import ImageSchema
 from genworker.sources.base import Source
 from genworker.training.loader import Loader
 from genworker.training.order import held_out_indices
+from genworker.training.reference import real_images
 from genworker.training.spec import TrainSpec
 
 
 def check(spec: TrainSpec, source: Source) -> None:
-    """Raise what building the networks and drawing the first batch would raise.
+    """Raise what building the networks, drawing the first batch and the first evaluation would raise.
 
     Raises:
-        UsageError: the family's networks do not suit the data, or their sizes are impossible.
-        SourceError: there are fewer images to train on than one batch has.
+        UsageError: the family's networks do not suit the data, or their sizes are impossible; the number that evaluations are
+            to decide by needs labels that are not there.
+        SourceError: there are fewer images to train on than one batch has; there is no test split to evaluate on.
     """
     settings = spec.training
     _build(spec, source.schema)
@@ -34,6 +36,31 @@ def check(spec: TrainSpec, source: Source) -> None:
         unit=spec.family.unit,
         prefetch=0,
         held_out=held_out_indices(len(source), settings.holdout_share),
+    )
+    if spec.evaluation.num_samples:
+        classes = bool(source.schema.num_classes)
+        metrics.choose(
+            None,
+            (metrics.of_number(spec.evaluation.metric),),
+            classes=classes,
+            labels=classes and spec.family.conditional,
+        )
+        if spec.evaluation.split == "test":
+            real_images(spec.data, settings.holdout_share, "test", source)
+
+
+def too_few_to_compare(spec: TrainSpec, source: Source) -> str | None:
+    """Why no evaluation is possible although one is asked for, as it is by default: a line with what to change; or None."""
+    evaluation, settings = spec.evaluation, spec.training
+    if not evaluation.num_samples or evaluation.split == "test":
+        return None
+    num_held_out = len(held_out_indices(len(source), settings.holdout_share))
+    if num_held_out >= metrics.MIN_IMAGES:
+        return None
+    return (
+        f"nothing is evaluated: of {len(source)} images training.holdout_share {settings.holdout_share:g} holds out "
+        f"{num_held_out}, and {metrics.MIN_IMAGES} are the least to compare with; raise it, or set evaluation.split test, or "
+        "evaluation.num_samples 0 where that is as it should be"
     )
 
 

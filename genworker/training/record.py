@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from genworker.config import canonical_json
@@ -19,6 +20,7 @@ ALARMS_KEY = "alarms.jsonl"
 ENVIRONMENT_KEY = "environment.jsonl"  # one line per start: when, on what, from where
 EVALUATIONS_PREFIX = "evaluations/"
 SAMPLES_PREFIX = "samples/"
+_EVALUATION = re.compile(rf"{EVALUATIONS_PREFIX}images-[0-9]{{12,18}}\.json")
 BUNDLE_PREFIX = "bundle/"
 ROLLBACKS_KEY = "rollbacks.jsonl"  # one line per rollback: its number, the images seen where it went back to
 BEST_PREFIX = "best/"  # the bundle of the checkpoint with the best evaluation so far
@@ -108,12 +110,28 @@ def finite(value: Any) -> Any:
 
 
 def read_lines(store: Store, key: str) -> list[dict[str, Any]]:
-    """The lines of a file of JSON lines in order; empty when there is none yet."""
+    """The lines of a file of JSON lines in order; empty when there is none yet. Raises CheckpointError where it is damaged."""
     try:
         text = store.get(key).decode()
     except ObjectMissingError:
         return []
-    return [json.loads(line) for line in text.splitlines()]
+    except UnicodeDecodeError as err:
+        raise _damaged(store, key, str(err)) from err
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except (ValueError, RecursionError) as err:
+            raise _damaged(store, key, f"line {number}: {err}") from err
+        if not isinstance(lines[-1], dict):
+            raise _damaged(store, key, f"line {number} is no JSON object")
+    return lines
+
+
+def _damaged(store: Store, key: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{store.url}/{key}: is damaged: {what}; bring it back as it was, or move it away to go on without it"
+    )
 
 
 def read_metrics(store: Store) -> list[Metrics]:
@@ -131,7 +149,11 @@ def evaluation_key(images_seen: int) -> str:
 
 def read_evaluations(store: Store, after: int = -1) -> list[dict[str, Any]]:
     """The evaluations of a run beyond ``after`` images, in order; each holds ``images_seen`` and ``metrics``."""
-    return [json.loads(store.get(key)) for key in _evaluation_keys(store) if _images_of(key) > after]
+    found = []
+    for key in _evaluation_keys(store):
+        if _images_of(key) > after:
+            found += read_lines(store, key)
+    return found
 
 
 def was_taken_back(store: Store, images_seen: int, rollbacks: int) -> bool:
@@ -147,7 +169,7 @@ def last_evaluated(store: Store) -> int:
 
 
 def _evaluation_keys(store: Store) -> list[str]:
-    return [info.key for info in store.list(EVALUATIONS_PREFIX) if info.key.endswith(".json")]
+    return [info.key for info in store.list(EVALUATIONS_PREFIX) if _EVALUATION.fullmatch(info.key)]
 
 
 def _images_of(key: str) -> int:

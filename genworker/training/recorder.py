@@ -93,9 +93,11 @@ class Recorder:
         self._alarms.append(vars(alarm))
         self._callbacks.on_alarm(alarm.images_seen, alarm.text)
 
-    def save(self, trainer: Trainer, watchdog: Mapping[str, Any], *, good: bool) -> None:
+    def save(
+        self, trainer: Trainer, watchdog: Mapping[str, Any], *, good: bool, meter: Mapping[str, Any] | None = None
+    ) -> None:
         """Begin to store a checkpoint, all reports up to it, and a picture. Raises TrainingError where one before failed."""
-        snapshot = checkpoint.take(trainer.state, self._spec, watchdog, good=good)
+        snapshot = checkpoint.take(trainer.state, self._spec, watchdog, good=good, meter=meter)
         metrics, alarms = self._metrics.text(), self._alarms.text()
         images_seen = trainer.state.counters.images_seen
         grid = sample_grid(trainer.average.networks, self._spec.family, trainer.family.schema, _PICTURE_SEED)
@@ -125,18 +127,22 @@ class Recorder:
         self._metrics.flush()
         self._alarms.flush()
 
-    def last_good(self) -> int:
-        """Images seen of the newest whole checkpoint that was made while nothing was amiss, or -1."""
+    def last_good(self, before: int | None = None) -> int:
+        """Images seen of the newest whole checkpoint (``before`` so many) that was made while nothing was amiss, or -1."""
         for key in checkpoint.keys(self._store):
             try:
-                if checkpoint.read(self._store, key).good:
+                older = before is None or checkpoint.images_of(key) < before
+                if older and checkpoint.read(self._store, key).good:
                     return checkpoint.images_of(key)
             except CheckpointError:
                 continue
         return -1
 
-    def take_back(self, trainer: Trainer) -> None:
-        """After a rollback: drop what is newer, set its reports aside, store the new start, not yet proven good."""
+    def take_back(self, trainer: Trainer, watchdog: Mapping[str, Any]) -> None:
+        """After a rollback: drop what is newer, set its reports aside, store the new start.
+
+        It has yet to prove good, unless it is the only place that another rollback could go to but the start.
+        """
         counters = trainer.state.counters
         # First of all, so that an evaluation that is under way does not bring back what is dropped here.
         rollbacks = Lines(self._store, ROLLBACKS_KEY)
@@ -153,7 +159,8 @@ class Recorder:
         dropped = self._metrics.text()
         self._store.put(f"{DIVERGED_PREFIX}metrics-{counters.rollbacks}.jsonl", dropped, overwrite=True)
         self._metrics.cut(counters.images_seen)
-        self.save(trainer, {}, good=False)
+        only = counters.images_seen > 0 and self.last_good(before=counters.images_seen) < 0
+        self.save(trainer, watchdog, good=only)
 
     def _best(self) -> frozenset[int]:
         return frozenset(best_of(self._store, self._spec)[: self._spec.training.keep_best_checkpoints])

@@ -39,7 +39,9 @@ class TrainingSpec(Spec):
     )
     report_every_images: Annotated[int, Field(ge=1)] = 2_000
     checkpoint_every_images: Annotated[int, Field(ge=1)] = 20_000
-    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
+        2, description="of the newest, and of the newest that a diverging run may go back to"
+    )
     keep_best_checkpoints: Annotated[int, Field(ge=0)] = Field(
         1, description="checkpoints to keep besides, with the best values of evaluation.metric"
     )
@@ -58,7 +60,9 @@ class EvaluationSpec(Spec):
         None,
         description="at the first checkpoint after every so many images; null: at every checkpoint",
     )
-    num_samples: Annotated[int, Field(ge=0)] = Field(2_000, description="generated for one evaluation; 0 turns it off")
+    num_samples: Annotated[int, Field(ge=0)] = Field(
+        2_000, description="generated for one evaluation, 20 at least; 0 turns it off"
+    )
     metric: str = Field("frechet", description="the number that decides which checkpoints are the best")
     split: Literal["held-out", "test"] = Field(
         "held-out", description="real images to compare with: those of training.holdout_share, or the data's test split"
@@ -70,6 +74,13 @@ class EvaluationSpec(Spec):
         600.0,
         description="how long a run waits at its end for the evaluation of its last checkpoint; large images take longer",
     )
+
+    @field_validator("num_samples")
+    @classmethod
+    def _enough(cls, number: int) -> int:
+        if 0 < number < metrics.MIN_IMAGES:
+            raise ValueError(f"metrics need at least {metrics.MIN_IMAGES}; or 0, to train without evaluation")
+        return number
 
     @field_validator("metric")
     @classmethod

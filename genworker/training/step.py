@@ -169,6 +169,7 @@ class Trainer:
         self._train_only(phase)
         self.optimizers[phase.name].zero_grad(set_to_none=True)
         num_not_finite = torch.zeros(1, device=self.device)  # stays there until the gradients are summed
+        self._losses: list[tuple[str, Tensor]] = []
         gradients = GradientSum(self.group, self._parameters[phase.name], num_votes=3)
         began = time.perf_counter()
         for number, batch in enumerate(batches, start=1):
@@ -178,8 +179,7 @@ class Trainer:
             began = meter.spent("forward", began)
             with gradients.last_backward() if number == len(batches) else contextlib.nullcontext():
                 torch.autograd.backward(losses["loss"] * (self.group.share / len(batches)))
-            for name, values in losses.items():
-                meter.add(f"{phase.name}.{name}", values)
+            self._losses += [(f"{phase.name}.{name}", values.detach()) for name, values in losses.items()]
             num_not_finite += ~torch.isfinite(losses["loss"].detach())
             began = meter.spent("backward", began)
         on_gpu = self.device.type == "cuda"
@@ -205,11 +205,14 @@ class Trainer:
     def _apply(self, phase: Phase, meter: Meter) -> None:
         counters = self.state.counters
         norm = self._flat_gradient.norm()
+        taken = [*self._losses, (f"{phase.name}.grad_norm", norm)]
         # An infinite loss can have a finite gradient, so both are looked at.
         if self._num_not_finite or not torch.isfinite(norm):
             counters.nonfinite_steps += 1
+            meter.expect(name for name, _ in taken)  # its numbers would be the mean of all steps of the report
             return
-        meter.add(f"{phase.name}.grad_norm", norm)
+        for name, value in taken:
+            meter.add(name, value)
         if phase.skip_norm is not None and norm > phase.skip_norm:
             counters.skipped_steps += 1
             return

@@ -40,22 +40,26 @@ def train(
     """Train ``spec`` into ``url`` on a Ray cluster, from the newest checkpoint if there is one.
 
     KeyboardInterrupt makes the workers save a checkpoint and end, in `ResourceSpec.stop_grace_seconds`, and is then raised
-    again. Nodes that Ray says will go away
-    make them save too, and so do nodes that stay for a minute and have room for more workers; the run goes on with what
-    there is.
+    again. Nodes that Ray says will go away make them save too, and so do nodes that stay for a minute and have room for more
+    workers; the run goes on with what there is.
 
     Raises:
         UsageError: the networks that the spec asks for cannot be built for its data.
         ClusterError: the cluster has fewer resources than the spec asks for, from the start or after a loss.
         SourceError, CheckpointError, TrainingError, StoreError: as the loop raises them.
     """
-    preflight.check(spec, open_source(spec.data))  # what is wrong should cost no cluster start, and leave the URL free
+    source = open_source(spec.data)
+    preflight.check(spec, source)  # what is wrong should cost no cluster start, and leave the URL free
+    evaluated = spec
+    if (problem := preflight.too_few_to_compare(spec, source)) is not None:
+        on_event(News(problem, "evaluation"))
+        evaluated = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"num_samples": 0})})
     store = open_store(url)
     record.claim(spec, store)
     with cluster.connect() as can_grow, Bill(spec, on_event) as bill:
         room = _room(spec.resources, spec.resources.wait_seconds if can_grow else 0.0, on_event)
         board = cluster.beside_driver(Board).remote()
-        evaluator = Evaluator(spec, store.url, on_event, measured=record.last_evaluated(store))
+        evaluator = Evaluator(evaluated, store.url, on_event, measured=record.last_evaluated(store))
         newest = next(iter(checkpoint.keys(store)), None)
         follower = _Follower(board, evaluator, room, on_progress, on_event, bill=bill, newest=newest)
         while True:

@@ -7,8 +7,9 @@ finite, the size of gradients, the speed, ranks that lag).
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from statistics import median, median_low
@@ -59,6 +60,7 @@ class Watchdog:
             if metric not in known
         ]
         self.alarms: list[Alarm] = []
+        self._unproven = set(spec.bands)  # bands of the spec, until the first report shows what they are of
         self._outside: dict[str, int] = {}  # reports in a row outside, by what is watched
         self._usual: dict[str, list[float]] = {}
         self._nonfinite = [nonfinite_steps]  # the count at each of the last reports
@@ -102,6 +104,7 @@ class Watchdog:
         """
         here = int(metrics["images_seen"])
         found: list[Alarm] = []
+        found += [Alarm(here, metric, text) for metric, text in self._useless_bands(metrics)]
         diverged = self._judge_steps(metrics, steps, lambda kind, text: found.append(Alarm(here, kind, text)))
         diverged |= self._judge_values(metrics, progress, lambda kind, text: found.append(Alarm(here, kind, text)))
         self._judge_speed(metrics, busy_seconds, lambda kind, text: found.append(Alarm(here, kind, text)))
@@ -117,6 +120,16 @@ class Watchdog:
         """Begin anew after a rollback; what is usual stays."""
         self._outside.clear()
         self._nonfinite = [nonfinite_steps]
+
+    def _useless_bands(self, metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """The spec's bands of what no report holds: whoever set them believes that it is watched."""
+        for metric in sorted(self._unproven):
+            if isinstance(metrics.get(metric), int | float):
+                continue
+            near = difflib.get_close_matches(metric, [name for name in metrics if name != metric], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield metric, f"watchdog.bands {metric}: reports hold no such number, so nothing is watched by it{hint}"
+        self._unproven = set()
 
     def _judge_steps(self, metrics: Mapping[str, Any], steps: int, alarm: _Raise) -> bool:
         total = int(metrics["nonfinite_steps"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from genworker.config import Spec
 
@@ -43,3 +43,10 @@ class WatchdogSpec(Spec):
     rollback_lr_scale: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="factor on the learning rate after each rollback; 1 keeps it"
     )
+
+    @model_validator(mode="after")
+    def _bands_have_an_inside(self) -> Self:
+        for metric, (low, high) in self.bands.items():
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"bands {metric} [{low:g}, {high:g}]: every value is outside; write [low, high]")
+        return self

@@ -5,6 +5,7 @@ python -m tests.benchmarks.equality
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.contracts import test_data_parallel as cases
 
 def main() -> None:
     """Compute the gradients of every case in real process groups and print the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases.compute(folder)

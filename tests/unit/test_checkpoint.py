@@ -241,6 +241,29 @@ def test_prune_keeps_the_best_besides(store: Store) -> None:
     assert [checkpoint.images_of(key) for key in checkpoint.keys(store)] == [1000, 10]
 
 
+def test_prune_keeps_good_ones_however_many_came_since(store: Store) -> None:
+    """A divergence is seen late, and has to find a place to go back to; flags are read from headers where nobody knows them."""
+    for images_seen, good in ((10, True), (20, True), (30, True), (40, False), (50, False), (60, False)):
+        checkpoint.save(store, checkpoint.take(tiny_state(images_seen=images_seen), SPEC, good=good))
+    assert [checkpoint.is_good(store, checkpoint.key_of(images)) for images in (30, 40, 70)] == [True, False, False]
+    checkpoint.prune(store, 2)
+    assert [checkpoint.images_of(key) for key in checkpoint.keys(store)] == [60, 50, 30, 20]
+    store.put(checkpoint.key_of(30), b"torn", overwrite=True)
+    checkpoint.prune(store, 1)
+    assert [checkpoint.images_of(key) for key in checkpoint.keys(store)] == [60, 20]
+
+
+@pytest.mark.parametrize(
+    "name", ["images-000000000512 (copy).safetensors", "mine.safetensors", "images-12.safetensors"]
+)
+def test_what_else_lies_among_checkpoints_is_left_alone(store: Store, name: str) -> None:
+    keep(store, tiny_state(images_seen=8))
+    store.put(f"checkpoints/{name}", b"mine")
+    assert checkpoint.keys(store) == [checkpoint.key_of(8)]
+    checkpoint.prune(store, 1)
+    assert store.get(f"checkpoints/{name}") == b"mine"
+
+
 def test_a_checkpoint_of_other_networks_is_refused(store: Store) -> None:
     """Tensors that do not fit the networks are refused, in one error."""
     keep(store, tiny_state())
@@ -283,15 +306,16 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("stop_at", [32, 40])
 @pytest.mark.parametrize("case", [*FAMILIES, *UNUSUAL])
-def test_a_stopped_run_ends_as_an_unbroken_one(case: str) -> None:
-    """N + N steps, stopped by the hook in between, leave the bytes of 2N steps: checkpoint, bundle and report grid."""
+def test_a_stopped_run_ends_as_an_unbroken_one(case: str, stop_at: int) -> None:
+    """N + N steps, stopped by the hook at a report or between two, leave the bytes of 2N steps: checkpoint, bundle, reports."""
     name, changes = UNUSUAL.get(case, (case, {}))
     spec = models.train_spec(name, images=64, report_every_images=16, **changes)
     whole, parts = new_store(), new_store()
     assert run(spec, whole)[0].finished
-    first, reports = run(spec, parts, stop_at=32)
-    assert (first.finished, first.images_seen, reports) == (False, 32, [16, 32])
+    first, reports = run(spec, parts, stop_at=stop_at)
+    assert (first.finished, first.images_seen, reports) == (False, stop_at, [16, 32])
     assert run(spec, parts)[0].finished
     assert final_state(parts) == final_state(whole)
     assert bundles.load(parts, BUNDLE_PREFIX).digest == bundles.load(whole, BUNDLE_PREFIX).digest
@@ -485,3 +509,26 @@ def test_claim_refuses_a_damaged_spec(store: Store, content: bytes) -> None:
     store.put(record.SPEC_KEY, content)
     with pytest.raises(CheckpointError, match=record.SPEC_KEY):
         record.claim(models.train_spec(), store)
+
+
+@pytest.mark.parametrize("text", [b'{"images_seen": 16, "nonfin', b"\xff\xfe", b"[1]\n", b"[" * 5000])
+def test_a_damaged_file_of_reports_is_named(text: bytes) -> None:
+    """Not a traceback of the worker that reads it."""
+    store = new_store()
+    spec = models.train_spec(images=64, report_every_images=16)
+    run(spec, store, stop_at=32)
+    store.put("metrics.jsonl", text, overwrite=True)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: is damaged: .*move it away to go on without it"):
+        run(spec, store)
+    store.delete("metrics.jsonl")
+    assert run(spec, store)[0].finished
+
+
+def test_checkpoints_stay_on_their_grid_after_a_stop() -> None:
+    """And that of the stop itself is none that a rollback goes to, so that a stop does not change where it goes."""
+    store = new_store()
+    spec = models.train_spec(images=64, checkpoint_every_images=16, keep_checkpoints=9)
+    run(spec, store, stop_at=24)
+    run(spec, store)
+    seen = {checkpoint.images_of(key): checkpoint.is_good(store, key) for key in checkpoint.keys(store)}
+    assert seen == {16: True, 24: False, 32: True, 48: True, 64: True}

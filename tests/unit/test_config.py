@@ -262,6 +262,21 @@ def test_canonical_json_takes_no_infinities(value: object) -> None:
         canonical_json(value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("family.beta2=1.5", r"beta2 1.5: must lie in \[0, 1\)"),
+        ("family.lr={start: 0.1, end: -0.1}", r"lr -0.1: must lie in \[0, inf\)"),
+        ("family.ema_halflife_images=-5", r"ema_halflife_images -5: must lie in \[0, inf\)"),
+        ("family.beta=.inf", "Input should be a finite number"),
+    ],
+)
+def test_schedules_of_every_family_have_limits(change: str, message: str) -> None:
+    """Not of GANs alone: a worker that cannot begin is started again and again."""
+    with pytest.raises(UsageError, match=message):
+        load_spec(TrainSpec, "fashion-vae-tiny", [change], {})
+
+
 def test_a_spec_id_covers_the_result_and_nothing_else() -> None:
     """Workers, GPUs, report and checkpoint rhythm leave the id as it is; seed, data, family and length change it."""
 
@@ -291,6 +306,11 @@ def test_a_spec_id_covers_the_result_and_nothing_else() -> None:
         (["resources.workers=[3, 2]"], r"workers \[3, 2\]: write \[min, max\], min first"),
         (["resources.workers=[1, 80]"], r"training.batch_size 64 is smaller than resources.workers 80"),
         (["evaluation.metric=fid"], "no metric computes such a number; known: frechet"),
+        (["evaluation.num_samples=5"], "metrics need at least 20; or 0, to train without evaluation"),
+        (["watchdog.bands={d.sign: [0.9, 0.1]}"], r"bands d.sign \[0.9, 0.1\]: every value is outside"),
+        (["resources.wait_seconds=.inf"], "key 'resources.wait_seconds' is inf: Input should be a finite number"),
+        (["watchdog.bands={d.sign: [.nan, 1.0]}"], "is nan: Input should be a finite number"),
+        (["family.lr=-0.1"], r"lr -0.1: must lie in \[0, inf\)"),
     ],
 )
 def test_batches_and_workers_that_do_not_fit_are_refused(changes: list[str], message: str) -> None:

@@ -8,7 +8,9 @@ import pytest
 import ray
 
 from genworker import cluster
-from genworker.training import evaluator
+from genworker.errors import UsageError
+from genworker.metrics import MIN_IMAGES
+from genworker.training import evaluator, preflight
 from genworker.training.checkpoint import images_of, key_of
 from genworker.training.evaluator import Evaluator, Share, share_of
 from genworker.training.spec import ResourceSpec, TrainSpec
@@ -143,3 +145,27 @@ def test_a_last_evaluation_that_takes_too_long_is_left_out(fake: FakeRay) -> Non
     assert events == [
         f"the evaluation of {key_of(96)} takes longer than evaluation.final_wait_seconds, 5, and is left out"
     ]
+
+
+def test_an_evaluation_that_cannot_work_is_told_before_the_start() -> None:
+    """Not at every checkpoint: the number needs labels that are not there, or the data has no test split."""
+    source = models.shipped_source()
+    values = spec_of(metric="label_accuracy", num_samples=64).model_dump(mode="json")
+    preflight.check(TrainSpec.parse(values, origin="test"), source)
+    values["family"] |= {"conditional": False}
+    with pytest.raises(UsageError, match=r"metric 'label-accuracy' needs .*labels.*: the generator is not conditional"):
+        preflight.check(TrainSpec.parse(values, origin="test"), source)
+
+
+def test_images_that_are_too_few_to_compare_with_are_no_evaluation() -> None:
+    """It is said once, with what to change, and training goes on without."""
+    source = models.shipped_source()
+    spec = spec_of(num_samples=64)
+    share = MIN_IMAGES / len(source)
+    for holdout, told in ((2 * share, False), (0.5 * share, True), (0.0, True)):
+        training = spec.training.model_copy(update={"holdout_share": holdout})
+        problem = preflight.too_few_to_compare(spec.model_copy(update={"training": training}), source)
+        assert (problem is not None) == told
+    assert problem is not None
+    assert "holds out 0, and 20 are the least to compare with" in problem
+    assert preflight.too_few_to_compare(spec_of(num_samples=0), source) is None

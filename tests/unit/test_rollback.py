@@ -18,11 +18,11 @@ from genworker.metrics.cards import Measured
 from genworker.stores import open_store
 from genworker.training import best, checkpoint, loop, record, step
 from genworker.training.hooks import Hooks
+from genworker.training.spec import TrainSpec
 from tests.fakes import models
 
 if TYPE_CHECKING:
     from genworker.stores import Store
-    from genworker.training.spec import TrainSpec
 
 CPU = torch.device("cpu")
 
@@ -167,3 +167,41 @@ def test_a_band_of_the_family_can_roll_back(monkeypatch: pytest.MonkeyPatch) -> 
     _, events = run(spec_of(patience=1, max_rollbacks=0))
     assert "elbo.nll is" in events[-1]
     assert "it cannot be so low" in events[-1]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_place_to_go_back_to_outlives_the_checkpoints_after_it(monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
+    """However few are kept: a divergence is seen some checkpoints late, and a second one has somewhere to go, too."""
+    explode_from(monkeypatch, progress=0.5, times=2)
+    values = spec_of(max_nonfinite_steps=4).model_dump(mode="json")
+    values["training"] |= {"checkpoint_every_images": 8, "keep_checkpoints": keep}
+    store, events = run(TrainSpec.model_validate(values))
+    backs = [event.partition("goes back to ")[2].partition(",")[0] for event in events if "goes back to" in event]
+    assert backs == ["the checkpoint of image 48", f"the checkpoint of image {48 if keep == 1 else 40}"]
+    assert checkpoint.read(store, checkpoint.keys(store)[0]).counters["images_seen"] == 96
+
+
+def test_single_steps_that_are_not_finite_are_skipped_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their losses are in no report, so that three of them are no divergence; where a report has no other, it has no number."""
+    vae = families.get("vae")
+    phases = vae.phases
+
+    def with_holes(self: Any) -> Any:
+        (phase, *rest) = phases(self)
+
+        def loss(networks: Any, batch: Any, ctx: Any) -> Losses:
+            losses = phase.loss(networks, batch, ctx)
+            step_index = round(ctx.progress * 12)
+            bad = step_index % 2 == 1 or step_index >= 10
+            return {name: value * math.nan for name, value in losses.items()} if bad else losses
+
+        return (families.base.Phase(**{**vars(phase), "loss": loss}), *rest)
+
+    monkeypatch.setattr(vae, "phases", with_holes)
+    values = spec_of(max_nonfinite_steps=20).model_dump(mode="json")
+    values["training"] |= {"report_every_images": 16}
+    store, events = run(TrainSpec.model_validate(values))
+    assert not any("goes back" in event for event in events)
+    reports = record.read_metrics(store)
+    assert [math.isfinite(line["elbo.negative_elbo"]) for line in reports] == [True] * 5 + [False]
+    assert reports[-1]["nonfinite_steps"] == 7

@@ -112,6 +112,15 @@ def test_the_spec_overrides_and_adds_bands() -> None:
     assert kinds(run.report(d__sign=0.96, kl=0.5)) == ["d.sign", "kl"]
 
 
+def test_a_band_of_nothing_is_told_once() -> None:
+    """Whoever set it believes that it is watched."""
+    run = Run(SIGN, bands={"d.sing": (None, 0.95), "kl": (1.0, None), "notes": (0.0, 1.0)})
+    _, found = run.report(d__sign=0.9, kl=2.0, notes="none")
+    assert [alarm.kind for alarm in found] == ["d.sing", "notes"]
+    assert "nothing is watched by it; did you mean d.sign?" in found[0].text
+    assert kinds(run.report(d__sign=0.9, kl=2.0)) == []
+
+
 def test_exploding_gradients_are_a_divergence() -> None:
     """A gradient norm that stays at many times its usual size is a divergence; a single burst is not."""
     run = Run(patience=2, gradient_growth=50)
