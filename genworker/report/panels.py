@@ -142,7 +142,8 @@ PANELS: tuple[Panel, ...] = (
         STEPS,
         "What went wrong",
         ("nonfinite_steps", "skipped_steps", "rollbacks", "corrupt_images", "data_retries"),
-        "Counts since the run began; of data_retries, how often the store failed and was asked again, since it was resumed.",
+        "Counts since the run began; of corrupt_images, those that each worker met, and of data_retries, how often the store "
+        "failed and was asked again, since it was started last.",
         counts=True,
     ),
 )

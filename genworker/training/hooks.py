@@ -47,6 +47,7 @@ class Hooks:
         on_report: called on every rank, equally often, with the run's metrics; only rank 0's are complete.
         on_event: told on rank 0, in one line, of what happened, mostly what went wrong and was dealt with, see `News`; from any
             thread.
+        on_own_event: told on every rank of what it alone has seen.
         on_checkpoint: told on rank 0 the key of the checkpoint that the run resumes from, and of each once it is stored; from
             another thread.
         should_stop: asked on every rank before each step; True on any makes all save a checkpoint and return.
@@ -56,6 +57,7 @@ class Hooks:
 
     on_report: Callable[[Metrics], None] = lambda _metrics: None
     on_event: Callable[[str], None] = lambda _text: None
+    on_own_event: Callable[[str], None] = lambda _text: None
     on_checkpoint: Callable[[str], None] = lambda _key: None
     should_stop: Callable[[], bool] = lambda: False
     should_ask: Callable[[], bool] = lambda: False

@@ -29,6 +29,8 @@ from genworker.training.spec import TrainSpec
 from genworker.training.step import Trainer
 from genworker.training.watchdog import Alarm, Verdict, Watchdog
 
+_MAX_NAMED = 5
+
 
 def train(
     spec: TrainSpec,
@@ -85,6 +87,7 @@ class _Run:
         if snapshot is not None:
             self.watchdog.load(snapshot.watchdog)
             self.meter.load(snapshot.meter, self.group.rank, self.group.world_size)
+        self.corrupt_told = 0
         self.recorder: Recorder | None = None
         self.metrics: Metrics = {}
         if self.group.rank == 0:
@@ -170,7 +173,8 @@ class _Run:
         """Gather what all ranks measured, let the watchdog judge it, tell everybody."""
         averages, seconds = dict(sorted(meter.averages().items())), time.perf_counter() - meter.started
         parts = meter.seconds | {"data_wait": loader.wait_seconds - meter.waited_before}
-        rows = self.group.gather([self.group.share, *averages.values(), *parts.values()])
+        counts = {"corrupt_images": self._tell_corrupt(), "data_retries": loader.retries}
+        rows = self.group.gather([self.group.share, *averages.values(), *parts.values(), *counts.values()])
         verdict = Verdict.GO_ON
         if self.recorder is not None and self.examiner is not None:
             counters = self.trainer.state.counters
@@ -178,7 +182,7 @@ class _Run:
             with threads(torch.get_num_threads() * self.local_size):
                 health = self.examiner.measure()
             means = [sum(row[0] * row[column + 1] for row in rows) for column in range(len(averages))]
-            spent = [dict(zip(parts, row[1 + len(averages) :], strict=True)) for row in rows]
+            spent = [dict(zip(parts, row[1 + len(averages) : -len(counts)], strict=True)) for row in rows]
             busy = [sum(rank[part] for part in ("forward", "backward", "optimizer", "data_wait")) for rank in spent]
             self.metrics = {
                 "images_seen": counters.images_seen,
@@ -187,11 +191,10 @@ class _Run:
                 "images_per_second": meter.images / seconds,
                 **{f"{part}_share": sum(rank[part] for rank in spent) / len(rows) / seconds for part in parts},
                 "worst_data_wait_share": max(rank["data_wait"] for rank in spent) / seconds,
-                "data_retries": loader.retries,
                 "nonfinite_steps": counters.nonfinite_steps,
                 "skipped_steps": counters.skipped_steps,
                 "rollbacks": counters.rollbacks,
-                "corrupt_images": len(self.source.corrupt),
+                **{name: int(sum(row[at - len(counts)] for row in rows)) for at, name in enumerate(counts)},
                 "seconds": seconds,
             }
             progress = counters.images_seen / self.spec.training.images
@@ -205,6 +208,16 @@ class _Run:
                 verdict = Verdict.ROLL_BACK if again else Verdict.GIVE_UP
         self.hooks.on_report(self.metrics)
         return Verdict(self.group.from_first(int(verdict)))
+
+    def _tell_corrupt(self) -> int:
+        """Name the images that this rank could not decode since it last did; returns how many there are in all."""
+        new = self.source.corrupt[self.corrupt_told :]
+        if new:
+            named = ", ".join(new[:_MAX_NAMED]) + (", ..." if len(new) > _MAX_NAMED else "")
+            text = f"rank {self.group.rank} could not decode {len(new)} images and takes others in their place: {named}"
+            self.hooks.on_own_event(News(text, "corrupt_images", images_seen=self.images_seen))
+        self.corrupt_told += len(new)
+        return self.corrupt_told
 
     def _roll_back(self) -> None:
         """Go back to the last good checkpoint, or to the start, with another seed."""

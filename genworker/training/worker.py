@@ -109,6 +109,7 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
             hooks=Hooks(
                 on_report=on_report,
                 on_event=lambda text: tell(board.event, text),
+                on_own_event=lambda text: ray.get(board.event.remote(text)),
                 on_checkpoint=lambda key: tell(board.stored, key),
                 should_stop=stop.is_set,
                 should_ask=notices.due,

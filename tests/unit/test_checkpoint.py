@@ -10,16 +10,19 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from genworker import bundle as bundles
 from genworker import families
 from genworker.errors import CheckpointError, TrainingError
 from genworker.schema import SampleBatch
+from genworker.sources import open_source
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop, record, step
 from genworker.training.checkpoint import Conditions, Counters, TrainingState
@@ -31,6 +34,7 @@ from tests.fakes import models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from genworker.schema import Int64Array
     from genworker.sources.base import Source
@@ -532,3 +536,24 @@ def test_checkpoints_stay_on_their_grid_after_a_stop() -> None:
     run(spec, store)
     seen = {checkpoint.images_of(key): checkpoint.is_good(store, key) for key in checkpoint.keys(store)}
     assert seen == {16: True, 24: False, 32: True, 48: True, 64: True}
+
+
+def test_images_that_cannot_be_decoded_are_named_once(tmp_path: Path) -> None:
+    """By each rank, those that it met; the report counts them."""
+    for index in range(24):
+        path = tmp_path / f"class-{index % 2}" / f"{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((28, 28), 10 * index, np.uint8)).save(path)
+    (tmp_path / "class-0" / "04.png").write_bytes(b"no image")
+    (tmp_path / "class-1" / "07.png").write_bytes((tmp_path / "class-1" / "07.png").read_bytes()[:40])
+    told: list[str] = []
+    values = models.train_spec(images=96, report_every_images=24, holdout_share=0.0).model_dump(mode="json")
+    values["data"] = {"name": "image-folder", "url": str(tmp_path), "image_size": 28, "channels": 1}
+    spec, store = TrainSpec.parse(values, origin="test"), new_store()
+    source = open_source(spec.data)
+    hooks = Hooks(on_own_event=told.append)
+    loop.train(spec, source, store, rank=0, world_size=1, device=CPU, hooks=hooks)
+    named = [name for text in told for name in ("04.png", "07.png") if name in text]
+    assert sorted(named) == ["04.png", "07.png"]
+    assert all(text.startswith("rank 0 could not decode ") for text in told)
+    assert read_metrics(store)[-1]["corrupt_images"] == 2
