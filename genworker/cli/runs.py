@@ -79,7 +79,7 @@ def _cells(run: Run, url: str) -> list[str]:
     cells = [
         _name(run, url) or run.name,
         run.family,
-        run.state,
+        run.state + (f", damaged: {len(run.damaged)}" if run.damaged else ""),
         f"{run.images_seen:,} of {run.planned_images:,} images",
         "-" if speed is None else f"{number(speed)}/s",
         f"{duration(run.quiet_seconds)} ago",

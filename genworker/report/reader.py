@@ -12,10 +12,13 @@ from typing import Any
 
 from genworker import bundle as bundles
 from genworker.errors import BundleError, ObjectMissingError, UsageError
-from genworker.report.run import Line, Run, at
+from genworker.report.lines import AlarmLine, EvaluationFile, Report, SpecFile, Start, problem_of
+from genworker.report.run import Line, Run
 from genworker.stores.base import ObjectInfo, Store
 from genworker.training import checkpoint, record
 from genworker.training.recorder import DIVERGED_PREFIX
+
+_MAX_DIGITS = 18
 
 
 def read_run(
@@ -38,16 +41,16 @@ def read_run(
     if record.SPEC_KEY not in found:
         raise UsageError(f"{url}: there is no training run here (no {record.SPEC_KEY}); check the URL")
     reader = _Reader(store, prefix, found)
-    spec = reader.json(record.SPEC_KEY)
+    spec = reader.spec()
     written = [info.modified for key, info in found.items() if _is_of_the_loop(key)]
     both = record.ENVIRONMENT_KEY in found and record.ALARMS_KEY in found
     return Run(
         url=url,
-        spec=spec if isinstance(spec, dict) else {},
-        reports=reader.lines(record.METRICS_KEY, "images_seen"),
-        taken_back=[reader.lines(key, "images_seen") for key in sorted(found) if key.startswith(DIVERGED_PREFIX)],
-        alarms=reader.lines(record.ALARMS_KEY, "images_seen", "kind", "text"),
-        starts=reader.lines(record.ENVIRONMENT_KEY),
+        spec=spec,
+        reports=reader.lines(record.METRICS_KEY, Report),
+        taken_back=[reader.lines(key, Report) for key in sorted(found) if key.startswith(DIVERGED_PREFIX)],
+        alarms=reader.lines(record.ALARMS_KEY, AlarmLine),
+        starts=reader.lines(record.ENVIRONMENT_KEY, Start),
         evaluations=reader.evaluations(),
         pictures={
             images: key for key in found if (images := _images_of(key, record.SAMPLES_PREFIX, ".png")) is not None
@@ -64,7 +67,10 @@ def read_run(
 
 
 def find_runs(store: Store, now: float | None = None) -> list[Run]:
-    """All runs below a store's URL, in the order of their URLs; lists everything that lies there."""
+    """All runs below a store's URL, in the order of their URLs; lists everything that lies there.
+
+    A spec.json of something else, with nothing of a run beside it, is passed over.
+    """
     objects = list(store.list())
     prefixes = sorted(
         info.key.removesuffix(record.SPEC_KEY)
@@ -74,7 +80,7 @@ def find_runs(store: Store, now: float | None = None) -> list[Run]:
     runs = [
         read_run(store, prefix, [info for info in objects if info.key.startswith(prefix)], now) for prefix in prefixes
     ]
-    return [run for run in runs if at(run.spec, "training", "images") is not None]
+    return [run for run in runs if run.spec or run.reports or run.starts or run.checkpoints or run.bundle]
 
 
 class _Reader:
@@ -88,22 +94,31 @@ class _Reader:
         text = self._text(key)
         try:
             return None if text is None else json.loads(text)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             self.damaged.append(f"{key} is not JSON: {err}")
             return None
 
-    def lines(self, key: str, *needed: str) -> list[Line]:
+    def spec(self) -> Line:
+        """Empty where it is damaged, or of something else."""
+        value = self.json(record.SPEC_KEY)
+        problem = None if value is None else problem_of(value, SpecFile)
+        if problem is not None:
+            self.damaged.append(f"{record.SPEC_KEY} is of no run: {problem}")
+        return {} if value is None or problem is not None else value
+
+    def lines(self, key: str, kind: type[Report | AlarmLine | Start]) -> list[Line]:
         lines = []
         for number, text in enumerate((self._text(key) or "").splitlines(), 1):
             try:
                 line = json.loads(text)
-            except ValueError as err:
+            except (ValueError, RecursionError) as err:
                 self.damaged.append(f"{key}, line {number} is not JSON: {err}")
                 continue
-            if isinstance(line, dict) and all(line.get(name) is not None for name in needed):
+            problem = problem_of(line, kind)
+            if problem is None:
                 lines.append(line)
             else:
-                self.damaged.append(f"{key}, line {number} lacks {', '.join(needed) or 'names'}")
+                self.damaged.append(f"{key}, line {number}: {problem}")
         return lines
 
     def evaluations(self) -> list[Line]:
@@ -111,10 +126,13 @@ class _Reader:
         for key in sorted(self._found):
             if _images_of(key, record.EVALUATIONS_PREFIX, ".json") is not None:
                 line = self.json(key)
-                if isinstance(line, dict) and isinstance(line.get("metrics"), dict) and "images_seen" in line:
+                if line is None:
+                    continue
+                problem = problem_of(line, EvaluationFile)
+                if problem is None:
                     found.append(line)
-                elif line is not None:
-                    self.damaged.append(f"{key} is no evaluation: it lacks images_seen or metrics")
+                else:
+                    self.damaged.append(f"{key} is no evaluation: {problem}")
         return found
 
     def bundle(self) -> bundles.BundleInfo | None:
@@ -139,8 +157,8 @@ def _images_of(key: str, prefix: str, suffix: str) -> int | None:
     """The number in ``<prefix>images-000000000042<suffix>``."""
     middle = key.removeprefix(prefix).removesuffix(suffix)
     digits = middle.removeprefix("images-")
-    is_one = key == f"{prefix}{middle}{suffix}" and middle == f"images-{digits}" and digits.isdecimal()
-    return int(digits) if is_one else None
+    is_one = key == f"{prefix}{middle}{suffix}" and middle == f"images-{digits}"
+    return int(digits) if is_one and digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_DIGITS else None
 
 
 def _is_of_the_loop(key: str) -> bool:

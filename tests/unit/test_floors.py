@@ -79,6 +79,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "training.reference",
         "report.names",
         "report.run",
+        "report.lines",
         "report.reader",
         "report.panels",
         "report.plotting",

@@ -283,6 +283,62 @@ def test_what_went_wrong_is_on_the_page_and_nothing_gets_out_of_it(store: Store)
     assert "recall" not in titles  # never a number
 
 
+EVALUATION = "evaluations/images-000000000008.json"
+SEEN = b'{"images_seen": 8, '
+STRANGE: list[tuple[str, bytes]] = [
+    (record.SPEC_KEY, b'{"training": {"images": [1]}}'),
+    (record.SPEC_KEY, b'{"training": {"images": 1e999}}'),
+    (record.SPEC_KEY, b'{"training": {"images": "data/train.zip"}}'),
+    (record.SPEC_KEY, b'{"training": {"images": 8, "checkpoint_every_images": "x"}}'),
+    (record.SPEC_KEY, b'{"a": '),
+    (record.SPEC_KEY, b"[" * 100_000),
+    (record.METRICS_KEY, b"[" * 100_000),
+    (record.METRICS_KEY, b'{"images_seen": "x"}'),
+    (record.METRICS_KEY, b'{"images_seen": NaN}'),
+    (record.METRICS_KEY, b'{"images_seen": true}'),
+    (record.METRICS_KEY, b'{"images_seen": 99999999999999999999999999}'),
+    (record.METRICS_KEY, SEEN + b'"nonfinite_steps": "q"}'),
+    (record.METRICS_KEY, SEEN + b'"seconds": "x"}'),
+    (record.METRICS_KEY, SEEN + b'"images_per_second": "x"}'),
+    (record.METRICS_KEY, SEEN + b'"elbo.kl": {"a": 1}}'),
+    (record.METRICS_KEY, SEEN + b'"kl_per_latent": [1.0, "x"]}'),
+    (record.ALARMS_KEY, SEEN + b'"kind": ["a"], "text": "x"}'),
+    (record.ALARMS_KEY, b'{"images_seen": "x", "kind": "a", "text": "x"}'),
+    (record.ENVIRONMENT_KEY, b'{"images_seen": "x"}'),
+    (record.ENVIRONMENT_KEY, b'{"versions": 4}'),
+    (EVALUATION, b'{"images_seen": "x", "metrics": {"frechet": 1.0}}'),
+    (EVALUATION, SEEN + b'"metrics": {"frechet": "1.0"}}'),
+    (EVALUATION, SEEN + b'"metrics": {"frechet": 1.0}, "floor": [1]}'),
+    (EVALUATION, SEEN + b'"metrics": {"frechet": 1.0}, "cards": 3}'),
+    (EVALUATION, SEEN + b'"metrics": {"frechet": 1.0}, "seconds": "x"}'),
+]
+
+
+@pytest.mark.parametrize(("key", "text"), STRANGE, ids=[f"{key}: {text[:60]!r}" for key, text in STRANGE])
+def test_json_of_other_things_is_named_and_never_raises(store: Store, key: str, text: bytes) -> None:
+    """Well formed or not: anybody may write below a URL. The run is listed, and has its page, without it."""
+    begin(store)
+    lines(store, record.METRICS_KEY, report(8, **{"elbo.kl": 1.0}))
+    store.put(f"{record.BUNDLE_PREFIX}notes", b"mine")
+    store.put("checkpoints/images-999999999999999999999999999999.safetensors", b"x")
+    there = store.get(key) if key == record.METRICS_KEY else b""
+    store.put(key, there + text + b"\n", overwrite=True)
+    run = read_run(store)
+    assert len([line for line in run.damaged if line.startswith(key)]) == len(run.damaged) == 1
+    assert run.images_seen == 8
+    assert "Could not be read" in page_of(store).text
+    (listed,) = find_runs(store)
+    assert listed.damaged == run.damaged
+
+
+def test_another_programs_spec_is_no_run(store: Store) -> None:
+    """With nothing of a run beside it, a file of that name is not listed, and hides no run."""
+    begin(store)
+    other = open_store(f"{store.url}/other")
+    other.put(record.SPEC_KEY, b'{"training": {"images": "data/train.zip"}}')
+    assert [run.url for run in find_runs(store)] == [store.url]
+
+
 def test_damaged_files_are_named_and_the_rest_is_shown(store: Store) -> None:
     """A page comes out of whatever is there."""
     begin(store)
