@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "test"]
 
+UNLABELLED = "none"  # in place of the name of a label's column or member: train without labels
+
 
 class SourceConfig(Spec):
     """What every source lets the user say; each source adds its own ``name``."""
@@ -128,6 +130,13 @@ def check_indices(indices: Int64Array, length: int) -> None:
     wrong = np.flatnonzero((indices < 0) | (indices >= length))
     if wrong.size:
         raise IndexError(f"index {indices[wrong[0]]}: the source has {length} images")
+
+
+def labels_must(num_classes: int) -> str:
+    """What is asked of labels, for messages."""
+    if num_classes < 1:
+        return "labels are class numbers from 0: correct them"
+    return f"labels must lie in [0, num_classes {num_classes}): correct them, set num_classes"
 
 
 def require_url(config: SourceConfig, what: str) -> str:

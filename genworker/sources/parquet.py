@@ -18,7 +18,7 @@ from pydantic import Field
 
 from genworker.config import digest_of
 from genworker.errors import CorruptImageError, SourceError
-from genworker.sources.base import ResizedConfig, SourceConfig, require_url
+from genworker.sources.base import UNLABELLED, ResizedConfig, SourceConfig, labels_must, require_url
 from genworker.sources.blocks import BlockSource
 from genworker.sources.encoded import EncodedImage
 from genworker.sources.parquet_files import ParquetFiles
@@ -38,7 +38,10 @@ class ParquetConfig(ResizedConfig):
 
     name: Literal["parquet"] = "parquet"
     image_column: str | None = Field(None, description="found by itself when it is called image or img")
-    label_column: str | None = Field(None, description="found by itself when it is called label, labels or fine_label")
+    label_column: str | None = Field(
+        None,
+        description="found by itself when it is called label, labels or fine_label; none: train without labels",
+    )
     num_classes: Annotated[int, Field(ge=1)] | None = Field(
         None, description="without it: as many as the label column has class names, else its largest label + 1"
     )
@@ -89,7 +92,7 @@ class ParquetSource(BlockSource[RowGroup]):
         rows = np.array([group.num_rows for group in metadata], np.int64)
         if not rows.sum():
             raise SourceError(f"{url}: its {len(self._files.infos)} Parquet files hold no rows")
-        class_names = _class_names(schemas[0].metadata or {}, self._label_column)
+        class_names = self._agreed_class_names(schemas)
         super().__init__(
             url=url,
             schema=config.image_schema(self._num_classes(config.num_classes, class_names), class_names),
@@ -130,14 +133,28 @@ class ParquetSource(BlockSource[RowGroup]):
         column = table[self._label_column]
         where = f"{self._files.url}: {self._files.infos[file].key}: column {self._label_column}"
         if column.null_count:
-            raise SourceError(f"{where}: holds {column.null_count} nulls; every image needs a class number")
+            raise SourceError(
+                f"{where}: holds {column.null_count} nulls; every image needs a class number, or label_column: none"
+            )
         labels: Int64Array = column.to_numpy().astype(np.int64)
         wrong = labels[(labels < 0) | (labels >= self.schema.num_classes)]
         if wrong.size:
             raise SourceError(
-                f"{where}: holds {wrong[0]}; labels must lie in [0, num_classes {self.schema.num_classes})"
+                f"{where}: holds {wrong[0]}; {labels_must(self.schema.num_classes)}, or label_column: none"
             )
         return labels
+
+    def _agreed_class_names(self, schemas: Sequence[Any]) -> tuple[str, ...]:
+        """The class names of all files; raises SourceError where two differ, for then their numbers mean other things."""
+        named = [_class_names(schema.metadata or {}, self._label_column) for schema in schemas]
+        other = next((index for index, names in enumerate(named) if names != named[0]), None)
+        if other is not None:
+            keys = [self._files.infos[index].key for index in (0, other)]
+            raise SourceError(
+                f"{self._files.url}: column {self._label_column}: {keys[0]} has the class names {list(named[0])}, {keys[1]} "
+                f"has {list(named[other])}; all files need the same, in the same order"
+            )
+        return named[0]
 
     def _num_classes(self, asked: int | None, class_names: Sequence[str]) -> int:
         where = f"{self._files.url}: column {self._label_column}"
@@ -164,7 +181,8 @@ class ParquetSource(BlockSource[RowGroup]):
 
 def choose_columns(url: str, schema: Any, config: ParquetConfig) -> tuple[str, str | None]:
     """The image column and the label column (None: unlabelled): those asked for, or those with a usual name."""
-    for key in ("image_column", "label_column"):
+    labelled = config.label_column != UNLABELLED
+    for key in ("image_column", "label_column") if labelled else ("image_column",):
         if (asked := getattr(config, key)) is not None and asked not in schema.names:
             raise SourceError(f"{url}: {key} {asked!r}: there is no such column; it has {', '.join(schema.names)}")
     image = config.image_column or next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
@@ -173,6 +191,8 @@ def choose_columns(url: str, schema: Any, config: ParquetConfig) -> tuple[str, s
             f"{url}: has no column called {' or '.join(_IMAGE_COLUMNS)}; set image_column to one of "
             f"{', '.join(schema.names) or '(no columns)'}"
         )
+    if not labelled:
+        return image, None
     return image, config.label_column or next((name for name in _LABEL_COLUMNS if name in schema.names), None)
 
 
@@ -186,6 +206,9 @@ def _check_types(where: str, schema: Any, image: str, label: str | None) -> None
         raise SourceError(
             f"{where}: has no column {absent[0]!r}, which the first file has; all files need the same columns"
         )
+    double = [name for name in (image, label) if name is not None and schema.names.count(name) > 1]
+    if double:
+        raise SourceError(f"{where}: has {schema.names.count(double[0])} columns called {double[0]!r}; name them apart")
     type_ = schema.field(image).type
     encoded = type_
     if pa.types.is_struct(type_):
@@ -197,7 +220,7 @@ def _check_types(where: str, schema: Any, image: str, label: str | None) -> None
     if label is not None and not pa.types.is_integer(schema.field(label).type):
         raise SourceError(
             f"{where}: column {label!r} is {schema.field(label).type}; labels are class numbers (integers): convert "
-            "it, or name another label_column"
+            "it, name another label_column, or train without labels (label_column: none)"
         )
 
 

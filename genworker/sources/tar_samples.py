@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from genworker.errors import SourceError
+from genworker.sources.base import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from genworker.sources.tar import Member
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp")
+_TOO_LARGE = 10**18  # for a class number
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # of a name without a dot, WebDataset makes nothing
 
 
@@ -74,9 +77,12 @@ class Rules(NamedTuple):
                 value = int(content) if re.fullmatch(rb"\s*-?[0-9]{1,18}\s*", content) else content[:40]
         except (ValueError, KeyError, TypeError, RecursionError):
             value = None
-        if not isinstance(value, int) or isinstance(value, bool):
-            seen = f"no {self.key!r} in its JSON" if value is None else repr(value)
-            raise SourceError(f"{what}: its label is {seen}; labels are class numbers (integers)")
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _TOO_LARGE:
+            seen = f"no {self.key!r} in its JSON" if value is None else reprlib.repr(value)
+            raise SourceError(
+                f"{what}: its label is {seen}; labels are class numbers (integers): name another label_extension, or train "
+                "without labels (label_extension: none)"
+            )
         return value
 
 
@@ -85,7 +91,9 @@ def choose_rules(first: Sample, image: str | None, label: str | None, key: str |
 
     ``content`` is the first sample's JSON, if it has one: data whose JSON holds no label is unlabelled.
     """
-    if label is None and "cls" in first.parts and key is None:
+    if label == UNLABELLED:
+        label = None
+    elif label is None and "cls" in first.parts and key is None:
         label = "cls"
     elif label is None and "json" in first.parts:
         try:

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from genworker.config import digest_of
 from genworker.errors import CorruptImageError, SourceError
-from genworker.sources.base import ResizedConfig, SourceConfig, require_url
+from genworker.sources.base import ResizedConfig, SourceConfig, labels_must, require_url
 from genworker.sources.blocks import BlockSource
 from genworker.sources.encoded import EncodedImage
 from genworker.sources.shard_files import DigestCheck, files_of_split
@@ -38,7 +38,9 @@ class WebDatasetConfig(ResizedConfig):
         None, description="such as jpg or input.png; without it the first of png, jpg, jpeg, webp, bmp"
     )
     label_extension: str | None = Field(
-        None, description="without it cls, or json where that holds a label; unlabelled where there is neither"
+        None,
+        description="without it cls, or json where that holds a label; unlabelled where there is neither; none: train without "
+        "labels",
     )
     label_key: str | None = Field(None, description="what holds the label in the JSON; without it label")
     num_classes: Annotated[int, Field(ge=1)] | None = Field(
@@ -145,8 +147,8 @@ class WebDatasetSource(BlockSource[Stretch]):
                 label = self._rules.label_of(sample, read(part.start, part.size) if part else None, where)
                 if not 0 <= label < self.schema.num_classes:
                     raise SourceError(
-                        f"{where}: sample {sample.key}: its label is {label}; labels must lie in [0, num_classes "
-                        f"{self.schema.num_classes})"
+                        f"{where}: sample {sample.key}: its label is {label}; {labels_must(self.schema.num_classes)}, or "
+                        "label_extension: none"
                     )
             labels.append(label)
         if len(data) != span.stop - span.start or len(places) != span.num_samples:

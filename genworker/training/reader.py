@@ -87,13 +87,18 @@ class Reader:
 
     def _read_allowed(self, indices: Int64Array) -> SampleBatch:
         """One attempt; an image that stands in for a corrupt one is never one of those held out."""
-        while True:
+        # Each time round, every one that stands on a held-out image moves beyond one at least.
+        for _ in range(len(self._held_out) + 1):
             batch = self._source.read(indices)
             held = np.isin(batch.sample_index, self._held_out)
             if not held.any():
                 check_batch(batch, self._source)
                 return batch
             indices = np.where(held, (batch.sample_index + 1) % len(self._source), batch.sample_index)
+        raise SourceError(
+            f"{len(self._source.corrupt)} images could not be decoded, and all others are held out (training.holdout_share), "
+            "so there is none to train on; repair or remove them"
+        )
 
 
 def check_batch(batch: SampleBatch, source: Source) -> None:

@@ -158,3 +158,11 @@ def test_a_batch_that_breaks_the_schema_is_refused(change: dict[str, Int64Array 
     check_batch(good, ShakySource())
     with pytest.raises(SourceError, match=message):
         check_batch(replace(good, **change), ShakySource())  # type: ignore[arg-type]
+
+
+def test_only_images_that_are_held_out_are_none_to_train_on() -> None:
+    """Where all others are corrupt, that is the end, not a search without one."""
+    held_out = np.array([3, 4])
+    reader = Reader(ShakySource(corrupt=tuple(set(range(20)) - {3, 4})), held_out, 5.0)
+    with pytest.raises(SourceError, match=r"all others are held out .* so there is none to train on"):
+        reader.read(np.arange(4))

@@ -443,3 +443,44 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(parquet_files, "MAX_ROWS", 99)
     with pytest.raises(SourceError, match=r"has 100 rows .*; the limits are 99 rows"):
         source(path)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array(["a", "b"]), pa.array([0.5, 1.0]), pa.array([True, False]), pa.array([None, 1]), pa.array([-1, -1])],
+    ids=str,
+)
+def test_data_whose_labels_are_none_can_be_trained_on_without(column: Any, tmp_path: Path) -> None:
+    """Every refusal of labels says so."""
+    write(tmp_path / "a.parquet", {"image": [png(0), png(1)], "label": column})
+    with pytest.raises(SourceError, match="label_column: none"):
+        source(tmp_path).read(np.arange(2))
+    opened = source(tmp_path, label_column="none")
+    assert labels(opened) is None
+    assert opened.schema.num_classes == 0
+    assert values(opened, 0, 1) == [0, 1]
+
+
+def test_labels_below_zero_have_a_rule_that_can_be_kept(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"image": [png(0), png(1)], "label": [-1, -1]})
+    with pytest.raises(
+        SourceError, match="holds -1; labels are class numbers from 0: correct them, or label_column: none"
+    ):
+        source(tmp_path).read(np.arange(2))
+
+
+def test_class_names_have_to_agree(tmp_path: Path) -> None:
+    """In another order, the same numbers are other classes."""
+    write(tmp_path / "a.parquet", rows(0, 1), class_names=["cat", "dog"])
+    write(tmp_path / "b.parquet", rows(0, 1), class_names=["dog", "cat"])
+    with pytest.raises(
+        SourceError, match=r"a\.parquet has the class names \['cat', 'dog'\], b\.parquet has \['dog', 'cat'\]"
+    ):
+        source(tmp_path)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([pa.array([png(0)]), pa.array([png(1)])], names=["image", "image"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"a\.parquet: has 2 columns called 'image'; name them apart"):
+        source(tmp_path)

@@ -389,3 +389,17 @@ def test_a_label_beyond_reason_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.png", picture(1)), ("0.cls", b"2147483647")])
     with pytest.raises(SourceError, match="its labels make num_classes 2147483648"):
         source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "label", [("cls", b"cat"), ("json", b'{"label": "cat"}'), ("json", b'{"label": 1' + b"0" * 30 + b"}")]
+)
+def test_data_whose_labels_are_none_can_be_trained_on_without(label: tuple[str, bytes], tmp_path: Path) -> None:
+    """Words, and numbers beyond any class."""
+    extension, content = label
+    write_tar(tmp_path / "a.tar", [("0.png", picture(3)), (f"0.{extension}", content)])
+    with pytest.raises(SourceError, match=r"labels are class numbers .*label_extension: none"):
+        source(tmp_path)
+    opened = source(tmp_path, label_extension="none")
+    assert labels(opened) is None
+    assert values(opened, 0) == [3]
