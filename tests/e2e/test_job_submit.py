@@ -38,7 +38,7 @@ from tests.datasets import all_samples, published_digests, stored_shards
 from tests.fakes.training import tiny_training
 from tests.processes import run, running, titled
 from tests.readme import shell_lines
-from tests.servers import free_port
+from tests.servers import free_port, free_ports
 from tests.tls import tls_proxy
 
 if TYPE_CHECKING:
@@ -110,14 +110,11 @@ def head(rclone: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     init.write_text(text.replace(f'"{genworker.__version__}"', f'"{SHIPPED_VERSION}"'), encoding="utf-8")
 
     (working_dir / "tiny.yaml").write_text(yaml.safe_dump(TINY_SPEC), encoding="utf-8")
-    dashboard = free_port()
+    dashboard, *others = free_ports(6)
+    named = ("port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
     options = {
-        "port": free_port(),
         "dashboard-port": dashboard,
-        "dashboard-agent-listen-port": free_port(),
-        "dashboard-agent-grpc-port": free_port(),
-        "runtime-env-agent-port": free_port(),
-        "ray-client-server-port": free_port(),
+        **dict(zip((*named, "ray-client-server-port"), others, strict=True)),
         # Any free ports, so that another cluster on this machine is not in the way.
         "min-worker-port": 0,
         "max-worker-port": 0,
