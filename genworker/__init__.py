@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 __version__ = "0.1.0"
@@ -10,7 +11,6 @@ __all__ = ["GenworkerError", "__version__", "open"]
 from genworker.errors import GenworkerError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
     from genworker.bulk.plan import Plan
@@ -50,9 +50,7 @@ def open(
     columns, ...) or with a ``plan``, and with ``virtual=True`` those of a dataset's own plan and bundle: see
     `genworker.bulk.virtual.open_virtual`.
     """
-    from os import fspath
-
-    url = fspath(url)
+    url = os.fspath(url)
     if virtual or plan is not None or "num_samples" in options:
         from genworker.bulk.virtual import open_virtual
 

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from genworker import families
-from genworker.config import Spec, digest_of
+from genworker.config import Spec, digest_of, first_problem
 from genworker.errors import BundleError, ObjectMissingError
 from genworker.families import AnyFamilyConfig
 from genworker.families.base import FamilyConfig, Generator, Scorer
@@ -209,9 +209,7 @@ def load_info(store: Store, prefix: str = "") -> BundleInfo:
     try:
         return BundleInfo.model_validate(data)
     except ValidationError as err:
-        first = err.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{where}: {key}: {first['msg']}; known families: {', '.join(families.FAMILIES)}") from err
+        raise BundleError(f"{where}: {first_problem(err)}; known families: {', '.join(families.FAMILIES)}") from err
 
 
 def load(store: Store, prefix: str = "", *, with_scorer: bool = False) -> Bundle:

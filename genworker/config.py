@@ -78,6 +78,18 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def first_problem(err: ValidationError) -> str:
+    """The first thing that is wrong with stored values, with its key where it is one key's, in a line."""
+    problem = err.errors()[0]
+    key, rule = ".".join(str(part) for part in problem["loc"]), _rule(problem["msg"])
+    return f"{key}: {rule}" if key else rule
+
+
+def _rule(message: str) -> str:
+    """What pydantic says of a rule of our own, in our words alone."""
+    return message.removeprefix("Value error, ")
+
+
 def find_spec(path_or_preset: str, kind: str = "") -> Path | None:
     """The file of that name, else the shipped spec of ``kind`` called so, else None."""
     path = Path(path_or_preset)
@@ -189,7 +201,7 @@ def _explain(err: ValidationError, cls: type[BaseModel], values: Mapping[str, An
     for problem in err.errors()[:_MAX_PROBLEMS]:
         loc, kind, seen = problem["loc"], problem["type"], problem["input"]
         key = _key_in(values, loc, also_last=kind in {"extra_forbidden", "missing"})
-        rule = problem["msg"].removeprefix("Value error, ")
+        rule = _rule(problem["msg"])
         if kind == "extra_forbidden":
             known = _known_keys(cls, [str(part) for part in loc[:-1]])
             near = difflib.get_close_matches(str(loc[-1]), known, n=1)

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from genworker.bulk.plan import DATA_PREFIX, MANIFEST_KEY, MAX_PLAN_BYTES, PLAN_KEY, SUCCESS_KEY, Plan
 from genworker.bulk.records import MAX_MANIFEST_BYTES, MAX_NOTE_BYTES, Manifest, Success
-from genworker.config import Spec
-from genworker.errors import DatasetError, ObjectMissingError, UsageError
-from genworker.stores.base import get_at_most
+from genworker.config import Spec, first_problem
+from genworker.errors import DatasetError, ObjectMissingError
+from genworker.stores.base import get_at_most, is_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 SpecT = TypeVar("SpecT", bound=Spec)
 
 _RESUME = "run the same generate command again to resume"
-_DAMAGED = "it is damaged or of another version of genworker"
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,13 @@ def published(store: Store) -> Manifest | None:
     Raises:
         DatasetError: one of the two is damaged or contradicts the other, so this is neither a dataset nor a job that goes on.
     """
-    if not _is_there(store, SUCCESS_KEY):
+    if not is_there(store, SUCCESS_KEY):
         return None
     manifest, faults = examine(store)
     if manifest is not None and not faults:
         return manifest
     # Either may also be gone by now, where a removal runs.
-    if not (_is_there(store, SUCCESS_KEY) and _is_there(store, MANIFEST_KEY)):
+    if not (is_there(store, SUCCESS_KEY) and is_there(store, MANIFEST_KEY)):
         return None
     raise DatasetError(f"{store.url}/{faults[0]}")
 
@@ -82,7 +81,7 @@ def examine(store: Store) -> tuple[Manifest | None, list[Fault]]:
     try:
         text = get_at_most(store, MANIFEST_KEY, MAX_MANIFEST_BYTES, DatasetError)
     except ObjectMissingError:
-        return None, [Fault(MANIFEST_KEY, f"no manifest: {_what_is_there(store)}")]
+        return None, [Fault(MANIFEST_KEY, f"no manifest: {_whatis_there(store)}")]
     except DatasetError as err:
         return None, [Fault(MANIFEST_KEY, str(err).removeprefix(f"{store.url}/{MANIFEST_KEY}: "))]
     manifest = parse(Manifest, MANIFEST_KEY, text)
@@ -98,11 +97,7 @@ def parse(cls: type[SpecT], key: str, text: bytes) -> SpecT | Fault:
     try:
         return cls.read(text)
     except ValidationError as err:
-        problem = err.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        return Fault(key, f"{where + ': ' if where else ''}{problem['msg']}; {_DAMAGED}")
-    except UsageError as err:  # a format or codec that is not known here
-        return Fault(key, f"{err}; {_DAMAGED}")
+        return Fault(key, f"{first_problem(err)}; it is damaged or of another version of genworker")
 
 
 def _success_faults(store: Store, manifest: Manifest, manifest_sha256: str) -> Iterator[Fault]:
@@ -144,15 +139,7 @@ def _contradictions(manifest: Manifest) -> Iterator[Fault]:
             return
 
 
-def _is_there(store: Store, key: str) -> bool:
-    try:
-        store.head(key)
-    except ObjectMissingError:
-        return False
-    return True
-
-
-def _what_is_there(store: Store) -> str:
+def _whatis_there(store: Store) -> str:
     try:
         plan = parse(Plan, PLAN_KEY, store.get(PLAN_KEY, length=MAX_PLAN_BYTES))
     except ObjectMissingError:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model
 
 from genworker import codecs, formats
 from genworker.config import Spec, digest_of
+from genworker.errors import UsageError
 from genworker.formats.base import Format
 from genworker.schema import Extras, ImageSchema
 
@@ -120,7 +121,10 @@ class Plan(Spec):
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Plan:
-        self.open_format()  # raises UsageError for a format or codec that is not known here
+        try:
+            self.open_format()
+        except UsageError as err:  # a format or codec that is not known here
+            raise ValueError(str(err)) from err
         return self
 
     @property

@@ -15,7 +15,7 @@ from genworker.bulk.plan import BUNDLE_PREFIX, CALIBRATION_KEY, DATA_PREFIX, MAN
 from genworker.bulk.request import virtual_plan
 from genworker.config import load_spec
 from genworker.device import pick_device
-from genworker.errors import GenworkerError, ObjectMissingError, UsageError
+from genworker.errors import GenworkerError, UsageError
 from genworker.reading.dataset import open_dataset
 from genworker.report.reader import read_run
 from genworker.report.sheet import Block, contact_sheet
@@ -24,6 +24,7 @@ from genworker.sampling.engine import Engine
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.sources import open_source
 from genworker.stores import open_store
+from genworker.stores.base import is_there
 from genworker.training import record
 from genworker.training.spec import TrainSpec
 
@@ -40,9 +41,9 @@ _VIRTUAL_SAMPLES = 2**40  # a bundle stands for more samples than anyone will in
 def kind_of(store: Store) -> str:
     """``dataset``, ``run`` or ``bundle``. Raises UsageError when it is none of them."""
     for key, kind in ((MANIFEST_KEY, "dataset"), (PLAN_KEY, "dataset"), (bundles.BUNDLE_KEY, "bundle")):
-        if _has(store, key):
+        if is_there(store, key):
             return kind
-    if _has(store, record.SPEC_KEY):
+    if is_there(store, record.SPEC_KEY):
         return "run"
     raise UsageError(
         f"{store.url}: there is no dataset, training run or bundle here (no {MANIFEST_KEY}, {record.SPEC_KEY} or "
@@ -128,14 +129,6 @@ def _engine(store: Store, seed: int) -> tuple[Engine, Plan]:
     return Engine(bundle, plan, device), plan
 
 
-def _has(store: Store, key: str) -> bool:
-    try:
-        store.head(key)
-    except ObjectMissingError:
-        return False
-    return True
-
-
 def _bundle_facts(info: bundles.BundleInfo) -> dict[str, Any]:
     lineage = info.lineage
     return {
@@ -196,7 +189,7 @@ def _dataset_facts(store: Store) -> dict[str, Any]:
             "columns": list(plan.columns),
             "numerics": plan.numerics.model_dump(mode="json"),
         }
-    if _has(store, CALIBRATION_KEY):
+    if is_there(store, CALIBRATION_KEY):
         facts["calibration"] = _calibration_facts(store)
     try:
         facts["bundle"] = _bundle_facts(bundles.load_info(store, BUNDLE_PREFIX))

@@ -9,24 +9,26 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from genworker.config import first_problem
+
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Number = float | None
 
 
-class _Stored(BaseModel):
+class Stored(BaseModel):
     """JSON numbers are numbers and texts are texts; what is not named here may be there too."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class Report(_Stored):
+class Report(Stored):
     """A line of metrics.jsonl: numbers, null where they were not finite, or one per latent."""
 
     images_seen: Whole
     __pydantic_extra__: dict[str, Number | list[Number]]
 
 
-class AlarmLine(_Stored):
+class AlarmLine(Stored):
     """A line of alarms.jsonl."""
 
     images_seen: Whole
@@ -34,7 +36,7 @@ class AlarmLine(_Stored):
     text: str
 
 
-class Start(_Stored):
+class Start(Stored):
     """A line of environment.jsonl."""
 
     images_seen: Whole = 0
@@ -42,7 +44,7 @@ class Start(_Stored):
     versions: dict[str, str] = {}
 
 
-class EvaluationFile(_Stored):
+class EvaluationFile(Stored):
     """A file below evaluations/."""
 
     images_seen: Whole
@@ -52,23 +54,21 @@ class EvaluationFile(_Stored):
     seconds: Number = None
 
 
-class _Training(_Stored):
+class _Training(Stored):
     images: Annotated[Whole, Field(ge=1)]
     checkpoint_every_images: Whole = 0
 
 
-class SpecFile(_Stored):
+class SpecFile(Stored):
     """spec.json."""
 
     training: _Training
 
 
-def problem_of(value: Any, kind: type[_Stored]) -> str | None:
+def problem_of(value: Any, kind: type[Stored]) -> str | None:
     """The first thing for which ``value`` is none of ``kind``, or None."""
     try:
         kind.model_validate(value)
     except ValidationError as err:
-        first = err.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"{where}: {first['msg']}" if where else str(first["msg"])
+        return first_problem(err)
     return None

@@ -12,13 +12,12 @@ from typing import Any
 
 from genworker import bundle as bundles
 from genworker.errors import BundleError, ObjectMissingError, UsageError
-from genworker.report.lines import AlarmLine, EvaluationFile, Report, SpecFile, Start, problem_of
+from genworker.report.lines import AlarmLine, EvaluationFile, Report, SpecFile, Start, Stored, problem_of
 from genworker.report.run import Line, Run
 from genworker.stores.base import ObjectInfo, Store
 from genworker.training import checkpoint, record
+from genworker.training.numbered import images_of
 from genworker.training.recorder import DIVERGED_PREFIX
-
-_MAX_DIGITS = 18
 
 
 def read_run(
@@ -53,10 +52,10 @@ def read_run(
         starts=reader.lines(record.ENVIRONMENT_KEY, Start),
         evaluations=reader.evaluations(),
         pictures={
-            images: key for key in found if (images := _images_of(key, record.SAMPLES_PREFIX, ".png")) is not None
+            images: key for key in found if (images := images_of(key, record.SAMPLES_PREFIX, ".png")) is not None
         },
         checkpoints=sorted(
-            images for key in found if (images := _images_of(key, checkpoint.PREFIX, ".safetensors")) is not None
+            images for key in found if (images := images_of(key, checkpoint.PREFIX, ".safetensors")) is not None
         ),
         bundle=reader.bundle(),
         last_written=max(written, default=0.0),
@@ -101,10 +100,7 @@ class _Reader:
     def spec(self) -> Line:
         """Empty where it is damaged, or of something else."""
         value = self.json(record.SPEC_KEY)
-        problem = None if value is None else problem_of(value, SpecFile)
-        if problem is not None:
-            self.damaged.append(f"{record.SPEC_KEY} is of no run: {problem}")
-        return {} if value is None or problem is not None else value
+        return value if value is not None and self._fits(value, SpecFile, f"{record.SPEC_KEY} is of no run") else {}
 
     def lines(self, key: str, kind: type[Report | AlarmLine | Start]) -> list[Line]:
         lines = []
@@ -114,25 +110,17 @@ class _Reader:
             except (ValueError, RecursionError) as err:
                 self.damaged.append(f"{key}, line {number} is not JSON: {err}")
                 continue
-            problem = problem_of(line, kind)
-            if problem is None:
+            if self._fits(line, kind, f"{key}, line {number}"):
                 lines.append(line)
-            else:
-                self.damaged.append(f"{key}, line {number}: {problem}")
         return lines
 
     def evaluations(self) -> list[Line]:
         found = []
         for key in sorted(self._found):
-            if _images_of(key, record.EVALUATIONS_PREFIX, ".json") is not None:
+            if images_of(key, record.EVALUATIONS_PREFIX, ".json") is not None:
                 line = self.json(key)
-                if line is None:
-                    continue
-                problem = problem_of(line, EvaluationFile)
-                if problem is None:
+                if line is not None and self._fits(line, EvaluationFile, f"{key} is no evaluation"):
                     found.append(line)
-                else:
-                    self.damaged.append(f"{key} is no evaluation: {problem}")
         return found
 
     def bundle(self) -> bundles.BundleInfo | None:
@@ -144,6 +132,13 @@ class _Reader:
             self.damaged.append(str(err))
             return None
 
+    def _fits(self, value: Any, kind: type[Stored], what: str) -> bool:
+        """Whether it is as it has to be; else it is damaged."""
+        problem = problem_of(value, kind)
+        if problem is not None:
+            self.damaged.append(f"{what}: {problem}")
+        return problem is None
+
     def _text(self, key: str) -> str | None:
         if key not in self._found:
             return None
@@ -151,14 +146,6 @@ class _Reader:
             return self._store.get(self._prefix + key).decode(errors="replace")
         except ObjectMissingError:  # pruned between listing and reading
             return None
-
-
-def _images_of(key: str, prefix: str, suffix: str) -> int | None:
-    """The number in ``<prefix>images-000000000042<suffix>``."""
-    middle = key.removeprefix(prefix).removesuffix(suffix)
-    digits = middle.removeprefix("images-")
-    is_one = key == f"{prefix}{middle}{suffix}" and middle == f"images-{digits}"
-    return int(digits) if is_one and digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_DIGITS else None
 
 
 def _is_of_the_loop(key: str) -> bool:

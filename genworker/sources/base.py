@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import Field, ValidationError, field_validator
 
-from genworker.config import Spec
+from genworker.config import Spec, first_problem
 from genworker.errors import SourceError
 from genworker.schema import ImageSchema, Int64Array
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from genworker.schema import SampleBatch
 
 Split = Literal["train", "test"]
@@ -63,11 +65,9 @@ class ResizedConfig(SourceConfig):
                 class_names=class_names,
             )
         except ValidationError as err:
-            problem = err.errors()[0]
-            key = ".".join(str(part) for part in problem["loc"])
             raise SourceError(
-                f"{self.url}: its labels make num_classes {num_classes} with {len(class_names)} names: {key}: "
-                f"{problem['msg']}; labels are class numbers from 0 on"
+                f"{self.url}: its labels make num_classes {num_classes} with {len(class_names)} names: {first_problem(err)}; "
+                "labels are class numbers from 0 on"
             ) from err
 
 
@@ -130,6 +130,11 @@ def check_indices(indices: Int64Array, length: int) -> None:
     wrong = np.flatnonzero((indices < 0) | (indices >= length))
     if wrong.size:
         raise IndexError(f"index {indices[wrong[0]]}: the source has {length} images")
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """The first few names, for messages."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def labels_must(num_classes: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from genworker.errors import CorruptImageError, SourceError
 from genworker.schema import ImageSchema, Int64Array, Pixels, SampleBatch
-from genworker.sources.base import check_indices
+from genworker.sources.base import check_indices, some_of
 from genworker.sources.images import decode_image
 
 # Decoding leaves Python's lock, and requests to an object store mostly wait; a store keeps as many connections.
@@ -110,7 +110,7 @@ class EncodedSource(ABC):
             self.corrupt.append(name)
             if len(self._bad) <= self._max_corrupt and len(self._bad) < len(self):
                 return
-            named = ", ".join(self.corrupt[:_MAX_NAMED]) + (", ..." if len(self.corrupt) > _MAX_NAMED else "")
+            named = some_of(self.corrupt, _MAX_NAMED)
             rule = (
                 f"more than max_corrupt {self._max_corrupt}"
                 if len(self._bad) > self._max_corrupt

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from genworker.errors import GenworkerError
+from genworker.errors import GenworkerError, ObjectMissingError
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; a missing one is not an error."""
         ...
+
+
+def is_there(store: Store, key: str) -> bool:
+    """Whether there is an object under ``key``."""
+    try:
+        store.head(key)
+    except ObjectMissingError:
+        return False
+    return True
 
 
 def get_at_most(store: Store, key: str, most: int, error: type[GenworkerError]) -> bytes:

@@ -184,8 +184,7 @@ class LocalStore:
         if folder.is_dir():
             return
         try:
-            if folder != folder.parent:
-                self._make_folder(folder.parent, key)
+            self._make_folder(folder.parent, key)
             folder.mkdir(exist_ok=True)
             _sync_folder(folder.parent)
         except (FileExistsError, NotADirectoryError) as err:

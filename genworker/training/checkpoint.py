@@ -7,12 +7,10 @@ rank's generator and of the loader; adaptive augmentation lives in a buffer of t
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +22,11 @@ from torch import Tensor, nn
 from genworker.config import canonical_json
 from genworker.errors import CheckpointError, ObjectMissingError
 from genworker.stores.base import Store
+from genworker.training import numbered
 from genworker.training.spec import TrainSpec, spec_differences
 
 PREFIX = "checkpoints/"
 _SUFFIX = ".safetensors"
-_KEY = re.compile(rf"{PREFIX}images-[0-9]{{12,18}}{re.escape(_SUFFIX)}")
 _HEADER_KEY = "genworker"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
@@ -211,17 +209,20 @@ def load_latest(store: Store, state: TrainingState, spec: TrainSpec, skipped: li
 
 def key_of(images_seen: int) -> str:
     """The key of the checkpoint after ``images_seen`` images."""
-    return f"{PREFIX}images-{images_seen:012d}{_SUFFIX}"
+    return numbered.key_of(PREFIX, images_seen, _SUFFIX)
 
 
 def images_of(key: str) -> int:
     """The images seen of the checkpoint under ``key``."""
-    return int(key.removesuffix(_SUFFIX).rpartition("-")[2])
+    images_seen = numbered.images_of(key, PREFIX, _SUFFIX)
+    assert images_seen is not None, key
+    return images_seen
 
 
 def keys(store: Store) -> list[str]:
     """Keys of all checkpoints, newest first; what else lies beside them is somebody's."""
-    return sorted((info.key for info in store.list(PREFIX) if _KEY.fullmatch(info.key)), reverse=True)
+    found = (info.key for info in store.list(PREFIX))
+    return sorted((key for key in found if numbered.images_of(key, PREFIX, _SUFFIX) is not None), reverse=True)
 
 
 def is_good(store: Store, key: str) -> bool:
@@ -234,12 +235,7 @@ def is_good(store: Store, key: str) -> bool:
         return False
 
 
-def prune(
-    store: Store,
-    keep: int,
-    best: frozenset[int] = frozenset(),
-    good: Callable[[str], bool] | None = None,
-) -> None:
+def prune(store: Store, keep: int, best: frozenset[int] = frozenset()) -> None:
     """Delete old checkpoints.
 
     Args:
@@ -247,11 +243,10 @@ def prune(
         keep: the newest so many stay, and the newest so many that are good, however many came after them: a divergence is seen
             some reports after it began.
         best: numbers of images whose checkpoints stay besides.
-        good: whether the checkpoint under a key is good; by default it is looked at.
     """
     found = keys(store)
-    proven = good or functools.partial(is_good, store)
-    kept = {*found[:keep], *itertools.islice(filter(proven, found), keep)}
+    good = (key for key in found if is_good(store, key))
+    kept = {*found[:keep], *itertools.islice(good, keep)}
     for key in found:
         if key not in kept and images_of(key) not in best:
             store.delete(key)

@@ -13,7 +13,7 @@ import torch
 
 from genworker.device import threads
 from genworker.errors import DivergedError
-from genworker.sources.base import Source
+from genworker.sources.base import Source, some_of
 from genworker.stores.base import Store
 from genworker.training import checkpoint
 from genworker.training.examine import Examiner
@@ -28,8 +28,6 @@ from genworker.training.resume import resume
 from genworker.training.spec import TrainSpec
 from genworker.training.step import Trainer
 from genworker.training.watchdog import Alarm, Verdict, Watchdog
-
-_MAX_NAMED = 5
 
 
 def train(
@@ -174,27 +172,28 @@ class _Run:
         averages, seconds = dict(sorted(meter.averages().items())), time.perf_counter() - meter.started
         parts = meter.seconds | {"data_wait": loader.wait_seconds - meter.waited_before}
         counts = {"corrupt_images": self._tell_corrupt(), "data_retries": loader.retries}
-        rows = self.group.gather([self.group.share, *averages.values(), *parts.values(), *counts.values()])
+        numbers = {"share": self.group.share, **averages, **parts, **counts}
+        ranks = [
+            dict(zip(numbers, row, strict=True)) for row in self.group.gather([float(x) for x in numbers.values()])
+        ]
         verdict = Verdict.GO_ON
         if self.recorder is not None and self.examiner is not None:
             counters = self.trainer.state.counters
             # The other ranks wait meanwhile, so those of this machine do without their threads.
             with threads(torch.get_num_threads() * self.local_size):
                 health = self.examiner.measure()
-            means = [sum(row[0] * row[column + 1] for row in rows) for column in range(len(averages))]
-            spent = [dict(zip(parts, row[1 + len(averages) : -len(counts)], strict=True)) for row in rows]
-            busy = [sum(rank[part] for part in ("forward", "backward", "optimizer", "data_wait")) for rank in spent]
+            busy = [sum(rank[part] for part in ("forward", "backward", "optimizer", "data_wait")) for rank in ranks]
             self.metrics = {
                 "images_seen": counters.images_seen,
-                **dict(zip(averages, means, strict=True)),
+                **{name: sum(rank["share"] * rank[name] for rank in ranks) for name in averages},
                 **health,
                 "images_per_second": meter.images / seconds,
-                **{f"{part}_share": sum(rank[part] for rank in spent) / len(rows) / seconds for part in parts},
-                "worst_data_wait_share": max(rank["data_wait"] for rank in spent) / seconds,
+                **{f"{part}_share": sum(rank[part] for rank in ranks) / len(ranks) / seconds for part in parts},
+                "worst_data_wait_share": max(rank["data_wait"] for rank in ranks) / seconds,
                 "nonfinite_steps": counters.nonfinite_steps,
                 "skipped_steps": counters.skipped_steps,
                 "rollbacks": counters.rollbacks,
-                **{name: int(sum(row[at - len(counts)] for row in rows)) for at, name in enumerate(counts)},
+                **{name: int(sum(rank[name] for rank in ranks)) for name in counts},
                 "seconds": seconds,
             }
             progress = counters.images_seen / self.spec.training.images
@@ -213,8 +212,7 @@ class _Run:
         """Name the images that this rank could not decode since it last did; returns how many there are in all."""
         new = self.source.corrupt[self.corrupt_told :]
         if new:
-            named = ", ".join(new[:_MAX_NAMED]) + (", ..." if len(new) > _MAX_NAMED else "")
-            text = f"rank {self.group.rank} could not decode {len(new)} images and takes others in their place: {named}"
+            text = f"rank {self.group.rank} could not decode {len(new)} images and takes others in their place: {some_of(new, 5)}"
             self.hooks.on_own_event(News(text, "corrupt_images", images_seen=self.images_seen))
         self.corrupt_told += len(new)
         return self.corrupt_told

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genworker.training.record import finite
+
 
 @dataclass
 class Meter:
@@ -61,8 +63,7 @@ class Meter:
         return {
             "images": self.images_before + self.images,
             "counts": {name: self.counts[name] for name in names},
-            # JSON has no word for what is not finite.
-            "sums": [[value if math.isfinite(value) else None for value in row] for row in rows],
+            "sums": finite(rows),
         }
 
     def load(self, state: Mapping[str, Any], rank: int, world_size: int) -> None:

@@ -16,6 +16,7 @@ from genworker import families
 from genworker.report.sheet import opaque
 from genworker.sampling.latents import latents
 from genworker.sampling.pixels import quantise
+from genworker.training import numbered
 from genworker.training.record import SAMPLES_PREFIX
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def png_bytes(pixels: Pixels) -> bytes:
 
 def key_of(images_seen: int) -> str:
     """Where the picture of a run lies in its store."""
-    return f"{SAMPLES_PREFIX}images-{images_seen:012d}.png"
+    return numbered.key_of(SAMPLES_PREFIX, images_seen, ".png")
 
 
 def _side(length: int, wanted: int) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
+from collections.abc import Iterator
 from typing import Any
 
 from genworker.config import canonical_json
 from genworker.errors import CheckpointError, ObjectExistsError, ObjectMissingError, UsageError
 from genworker.stores.base import Store
-from genworker.training import checkpoint
+from genworker.training import checkpoint, numbered
 from genworker.training.hooks import Metrics
 from genworker.training.spec import TrainSpec, spec_differences
 
@@ -20,7 +20,7 @@ ALARMS_KEY = "alarms.jsonl"
 ENVIRONMENT_KEY = "environment.jsonl"  # one line per start: when, on what, from where
 EVALUATIONS_PREFIX = "evaluations/"
 SAMPLES_PREFIX = "samples/"
-_EVALUATION = re.compile(rf"{EVALUATIONS_PREFIX}images-[0-9]{{12,18}}\.json")
+_EVALUATION_SUFFIX = ".json"
 BUNDLE_PREFIX = "bundle/"
 ROLLBACKS_KEY = "rollbacks.jsonl"  # one line per rollback: its number, the images seen where it went back to
 BEST_PREFIX = "best/"  # the bundle of the checkpoint with the best evaluation so far
@@ -144,16 +144,12 @@ def read_metrics(store: Store) -> list[Metrics]:
 
 def evaluation_key(images_seen: int) -> str:
     """Where the evaluation after ``images_seen`` images lies."""
-    return f"{EVALUATIONS_PREFIX}images-{images_seen:012d}.json"
+    return numbered.key_of(EVALUATIONS_PREFIX, images_seen, _EVALUATION_SUFFIX)
 
 
 def read_evaluations(store: Store, after: int = -1) -> list[dict[str, Any]]:
     """The evaluations of a run beyond ``after`` images, in order; each holds ``images_seen`` and ``metrics``."""
-    found = []
-    for key in _evaluation_keys(store):
-        if _images_of(key) > after:
-            found += read_lines(store, key)
-    return found
+    return [line for images, key in _evaluations(store) if images > after for line in read_lines(store, key)]
 
 
 def was_taken_back(store: Store, images_seen: int, rollbacks: int) -> bool:
@@ -165,15 +161,15 @@ def was_taken_back(store: Store, images_seen: int, rollbacks: int) -> bool:
 
 def last_evaluated(store: Store) -> int:
     """Images seen at the newest evaluation of a run, or -1."""
-    return max(map(_images_of, _evaluation_keys(store)), default=-1)
+    return max((images for images, _ in _evaluations(store)), default=-1)
 
 
-def _evaluation_keys(store: Store) -> list[str]:
-    return [info.key for info in store.list(EVALUATIONS_PREFIX) if _EVALUATION.fullmatch(info.key)]
-
-
-def _images_of(key: str) -> int:
-    return int(key.removesuffix(".json").rpartition("-")[2])
+def _evaluations(store: Store) -> Iterator[tuple[int, str]]:
+    """Images seen and key of each evaluation, in order."""
+    for info in store.list(EVALUATIONS_PREFIX):
+        images_seen = numbered.images_of(info.key, EVALUATIONS_PREFIX, _EVALUATION_SUFFIX)
+        if images_seen is not None:
+            yield images_seen, info.key
 
 
 def best_evaluations(evaluations: list[dict[str, Any]], metric: str, *, higher_is_better: bool = False) -> list[int]:

@@ -209,7 +209,8 @@ class Trainer:
         # An infinite loss can have a finite gradient, so both are looked at.
         if self._num_not_finite or not torch.isfinite(norm):
             counters.nonfinite_steps += 1
-            meter.expect(name for name, _ in taken)  # its numbers would be the mean of all steps of the report
+            # Its numbers are in no mean: one of them would make the means of all other steps of the report NaN.
+            meter.expect(name for name, _ in taken)
             return
         for name, value in taken:
             meter.add(name, value)

@@ -54,7 +54,6 @@ class Uploader:
         self._on_stored, self._on_event = on_stored, on_event
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
-        self._is_good: dict[str, bool] = {}  # of what was stored here; older ones are looked at
         self._abandoned = threading.Event()
 
     def save(self, snapshot: Snapshot, before: Callable[[], None] = lambda: None) -> None:
@@ -91,16 +90,10 @@ class Uploader:
             self._persistently(before)
             self._persistently(lambda: checkpoint.save(self._store, snapshot))
             self.last_key = snapshot.key
-            self._is_good[snapshot.key] = snapshot.good
             self._on_stored(snapshot.key)
-            self._persistently(lambda: checkpoint.prune(self._store, self._keep, self._best(), self._good))
+            self._persistently(lambda: checkpoint.prune(self._store, self._keep, self._best()))
         except Exception as err:  # whatever it is, it belongs to the training loop
             self._failure = err
-
-    def _good(self, key: str) -> bool:
-        if key not in self._is_good:
-            self._is_good[key] = checkpoint.is_good(self._store, key)
-        return self._is_good[key]
 
     def _persistently(self, action: Callable[[], object]) -> None:
         deadline = time.monotonic() + self._patience

@@ -103,8 +103,7 @@ class Watchdog:
             Whether the run has diverged, and the alarms of this report; an alarm is raised once per excursion.
         """
         here = int(metrics["images_seen"])
-        found: list[Alarm] = []
-        found += [Alarm(here, metric, text) for metric, text in self._useless_bands(metrics)]
+        found = [Alarm(here, metric, text) for metric, text in self._useless_bands(metrics)]
         diverged = self._judge_steps(metrics, steps, lambda kind, text: found.append(Alarm(here, kind, text)))
         diverged |= self._judge_values(metrics, progress, lambda kind, text: found.append(Alarm(here, kind, text)))
         self._judge_speed(metrics, busy_seconds, lambda kind, text: found.append(Alarm(here, kind, text)))

@@ -46,6 +46,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
                 "loop",
                 "step",
                 "meter",
+                "numbered",
                 "record",
                 "loader",
                 "reader",
