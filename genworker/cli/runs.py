@@ -80,7 +80,7 @@ def _cells(run: Run, url: str) -> list[str]:
         _name(run, url) or run.name,
         run.family,
         run.state + (f", damaged: {len(run.damaged)}" if run.damaged else ""),
-        f"{run.images_seen:,} of {run.planned_images:,} images",
+        f"{run.images_seen:,}" + (f" of {run.planned_images:,}" if run.planned_images else "") + " images",
         "-" if speed is None else f"{number(speed)}/s",
         f"{duration(run.quiet_seconds)} ago",
         " ".join(f"{short} {value}" for short, value in headlines(run.last_report).items()) or "-",

@@ -68,6 +68,14 @@ def test_runs_lists_what_is_below_a_url(runs: str) -> None:
     assert second.endswith("  D 0.7 R1 0.01 rollbacks 1  frechet 7.5 at 32")
 
 
+def test_a_run_whose_spec_is_torn_is_listed_as_far_as_it_is_known(tmp_path: Path) -> None:
+    """Its family and its length are not; it says so."""
+    make(str(tmp_path), "vae", 48)
+    (tmp_path / record.SPEC_KEY).write_text('{"a": ', encoding="utf-8")
+    (line,) = run("runs", tmp_path).stdout.splitlines()
+    assert "  ?  running, damaged: 1  48 images  120/s  " in line
+
+
 def test_runs_as_json_is_strict_json(runs: str) -> None:
     """Numbers that are not finite are null."""
     first, second = json.loads(run("runs", runs, "--json").stdout, parse_constant=pytest.fail)
