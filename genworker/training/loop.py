@@ -212,7 +212,8 @@ class _Run:
         """Name the images that this rank could not decode since it last did; returns how many there are in all."""
         new = self.source.corrupt[self.corrupt_told :]
         if new:
-            text = f"rank {self.group.rank} could not decode {len(new)} images and takes others in their place: {some_of(new, 5)}"
+            named = some_of(new, 5)
+            text = f"rank {self.group.rank} could not decode {len(new)} images and takes others in their place: {named}"
             self.hooks.on_own_event(News(text, "corrupt_images", images_seen=self.images_seen))
         self.corrupt_told += len(new)
         return self.corrupt_told
