@@ -75,23 +75,23 @@ class Attempts:
     ) -> None:
         self._max_attempts, self._on_event, self._tally, self._stragglers = max_attempts, on_event, tally, stragglers
         self._fresh: Iterator[Task] = iter(())
-        self._fresh_left = False
         self._again: deque[_Work] = deque()
         self._open: dict[_Work, None] = {}
         self.num_running = 0
 
     def begin(self, tasks: Iterator[Task]) -> None:
         """Take more tasks; they are drawn one by one, when they are given out."""
-        self._fresh, self._fresh_left = tasks, True
+        self._fresh = tasks
 
-    @property
     def all_done(self) -> bool:
-        """Whether every task has its receipt."""
-        return not (self._open or self._fresh_left)
+        """Whether every task has its receipt; where none is open, the next is drawn to find out, which needs no actor."""
+        if not self._open and (work := self._draw()) is not None:
+            self._again.append(work)
+        return not self._open
 
     def forget_waiting(self) -> None:
         """Give out nothing more."""
-        self._fresh, self._fresh_left = iter(()), False
+        self._fresh = iter(())
         self._again.clear()
 
     def next(self, *, idle: bool) -> Attempt | None:
@@ -174,7 +174,6 @@ class Attempts:
     def _draw(self) -> _Work | None:
         task = next(self._fresh, None)
         if task is None:
-            self._fresh_left = False
             return None
         work = _Work(task)
         self._open[work] = None

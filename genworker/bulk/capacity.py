@@ -40,9 +40,13 @@ class Capacity:
         limit = max(self.fewest, self.room()) if self.most is None else self.most
         return max(1, limit if tasks_left is None else min(limit, tasks_left))
 
-    def check(self) -> None:
-        """Raise ClusterError when there is no room for ``fewest`` and nothing to wait for."""
-        if self.wait_seconds <= 0 and (fits := self.room()) < self.fewest:
+    def needed(self, tasks_left: int | None) -> int:
+        """How many actors there must be to go on: never more than tasks."""
+        return self.fewest if tasks_left is None else min(self.fewest, tasks_left)
+
+    def check(self, tasks_left: int | None = None) -> None:
+        """Raise ClusterError when there is no room for those that are needed, and nothing to wait for."""
+        if self.wait_seconds <= 0 and (fits := self.room()) < self.needed(tasks_left):
             raise ClusterError(
                 f"{self.fewest} actors were asked for, {self.describe()}, enough for {fits}: lower --actors or add nodes"
             )
@@ -69,7 +73,7 @@ class Patience:
             ClusterError: there were too few for too long.
         """
         now = time.monotonic() if now is None else now
-        fewest = self._capacity.fewest if tasks_left is None else min(self._capacity.fewest, tasks_left)
+        fewest = self._capacity.needed(tasks_left)
         if ready >= fewest:
             self._since = None
             return

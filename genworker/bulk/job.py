@@ -80,7 +80,6 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
     draft = plan or make_plan(spec, bundle.info, numerics_for(spec, schema, torch.device("cpu")))
     with cluster.connect() as can_grow:
         run = _Run(spec, on_progress, can_grow=can_grow)
-        run.capacity.check()
         pool = run.pool(actor.starter(spec, run.places, store.url, ray.put(bundle)))
         try:
             if plan is None:

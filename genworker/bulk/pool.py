@@ -83,6 +83,8 @@ class ShardPool:
     def run(self, tasks: Iterator[Task], num_tasks: int | None = None) -> Iterator[Receipt]:
         """Yield the receipt of every task; ``num_tasks``, where it is known, keeps idle actors from being started and held.
 
+        Without tasks it ends at once, on a cluster without room too.
+
         Raises:
             JobError: a task failed ``max_attempts`` times, or actors keep dying.
             ClusterError: the cluster had room for too few actors for too long.
@@ -92,12 +94,15 @@ class ShardPool:
         """
         self._tasks_left = num_tasks
         self._attempts.begin(tasks)
+        if self._attempts.all_done():  # and no actor, nor room for one, is needed
+            return
+        self._capacity.check(num_tasks)
         while not self._stopping:
             self._scale()
             self._fill()
-            if self._attempts.all_done:
-                return
             yield from self._receive()
+            if self._attempts.all_done():
+                return
         yield from self._drain()
         raise Drained
 
@@ -113,10 +118,11 @@ class ShardPool:
         dies, another one is asked, ``max_attempts`` of them at most.
 
         Raises:
-            JobError: all that were asked died, or actors keep dying; ClusterError: there is no room for one; GenworkerError as
-                it was raised there.
+            JobError: all that were asked died, or actors keep dying; ClusterError: there is no room for as many as there must
+                be; GenworkerError as it was raised there.
         """
         self._tasks_left = num_tasks
+        self._capacity.check(num_tasks)
         deaths = 0
         while True:
             while (member := self._members.any_ready()) is None:

@@ -132,7 +132,7 @@ class _Threads:
                     if attempt is None:
                         break
                     running[pool.submit(self._make, attempt)] = attempt
-                if attempts.all_done:
+                if attempts.all_done():
                     return
                 done, _ = wait(running, timeout=READ_SECONDS / 2, return_when=FIRST_COMPLETED)
                 for future in done:

@@ -150,6 +150,14 @@ def test_resuming_when_only_the_manifest_is_missing(tiny_bundle: str, finished: 
     (copied / MANIFEST_KEY).unlink()
     assert generate(request_for(tiny_bundle, copied)).samples_made == 0
     assert published_digests(str(copied)) == published_digests(finished)
+    # No actor is needed for it, so neither is room for one, in a cluster that may grow and in one that may not.
+    for wait_timeout in (0.0, 300.0):
+        (copied / SUCCESS_KEY).unlink()
+        (copied / MANIFEST_KEY).unlink()
+        assert (
+            generate(request_for(tiny_bundle, copied, cpus_per_actor=64, wait_timeout=wait_timeout)).samples_made == 0
+        )
+        assert published_digests(str(copied)) == published_digests(finished)
 
 
 def test_a_finished_dataset_is_left_as_it_is(tiny_bundle: str, copied: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_first_of_two_receipts_counts() -> None:
         assert [attempt.number for attempt in both] == [0, 1]
         receipt = receipt_of(both[first])
         assert attempts.succeeded(both[first], receipt) == receipt
-        assert attempts.all_done
+        assert attempts.all_done()
         assert attempts.succeeded(both[second], receipt_of(both[second], duplicate=True)) is None
         assert (tally["shards_committed"], tally["shards_duplicate"], tally["shards_speculative"]) == (1, 1, 1)
         assert attempts.num_running == 0
@@ -104,7 +104,7 @@ def test_a_failed_copy_is_not_the_tasks_failure() -> None:
     assert tally["shards_failed"] == 1
     assert attempts.next(idle=False) is None
     assert attempts.succeeded(one, receipt_of(one)) is not None
-    assert attempts.all_done
+    assert attempts.all_done()
 
 
 def test_a_task_fails_when_its_last_attempt_did() -> None:

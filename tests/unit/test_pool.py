@@ -302,3 +302,39 @@ def test_no_actor_starts_on_a_node_that_was_left_out(monkeypatch: pytest.MonkeyP
     one.leave_out("a")
     assert one.options()["label_selector"] == {"ray.io/node-id": "a"}
     assert one.room() == 0
+
+
+def test_a_job_without_tasks_needs_no_actor() -> None:
+    """Where nothing is missing, a run ends at once though no actor can be placed, and asks for none."""
+    nowhere = LocalActors(lambda *_: Future())
+    for capacity in (Capacity(1, 1, lambda: 0), Capacity(1, None, lambda: 0, wait_seconds=300.0)):
+        assert shards_of(ShardPool(nowhere.start, capacity), 0) == []
+    assert nowhere.started == []
+
+
+def test_the_last_actor_may_go_with_its_work() -> None:
+    """An actor that dies after the last receipt is not replaced: there is nothing left to find out from another one."""
+
+    def answer(actor: LocalActor, _method: str, task: Task, attempt: int) -> Receipt:
+        if task.shard_index == 3:
+            room.clear()
+        return receipt_for(task, attempt)
+
+    room = [1]
+    actors = LocalActors(answer)
+    pool = ShardPool(actors.start, Capacity(1, None, lambda: len(room), wait_seconds=300.0), depth=1)
+    found = []
+    for receipt in pool.run(tasks(4), 4):
+        found.append(receipt.shard_index)
+        if not room:
+            actors.started[0].die()
+    assert found == [0, 1, 2, 3]
+    assert len(actors.started) == 1
+
+
+def test_too_little_room_is_no_matter_of_more_actors_than_tasks() -> None:
+    """A cluster that cannot grow has to hold as many actors as can be of use, and is refused with fewer."""
+    actors = LocalActors(lambda _actor, _method, task, attempt: receipt_for(task, attempt))
+    assert shards_of(ShardPool(actors.start, Capacity(4, 4, lambda: 2)), 2) == [0, 1]
+    with pytest.raises(ClusterError, match="4 actors were asked for, , enough for 2"):
+        shards_of(ShardPool(actors.start, Capacity(4, 4, lambda: 2)), 3)
