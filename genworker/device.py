@@ -1,4 +1,4 @@
-"""Which processor computes, and what it can do. Knows torch, nothing else."""
+"""Which processor computes, what it can do, and how much of its memory a process takes. Knows torch, nothing else."""
 
 from __future__ import annotations
 
@@ -8,12 +8,38 @@ from typing import Literal
 
 import torch
 
+from genworker.errors import UsageError
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def pick_device(*, use_gpu: bool) -> torch.device:
-    """The GPU that this process was given, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+def pick_device(*, use_gpu: bool, share: float = 1.0) -> torch.device:
+    """The GPU that this process was given, or the CPU.
+
+    Args:
+        use_gpu: whether it was given one.
+        share: how much of the GPU's memory it may take, where others live there too.
+
+    Raises:
+        UsageError: torch finds no GPU here.
+    """
+    if not use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"use_gpu: torch {torch.__version__} finds no GPU on this machine; leave --use-gpu out, or run where there is one: "
+            "`genworker doctor` says what torch and the driver see"
+        )
+    device = torch.device("cuda", torch.cuda.current_device())
+    if share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)
+    return device
+
+
+def free_unused_memory(device: torch.device) -> None:
+    """Give back what torch keeps of a GPU's memory for later, so that others find room; on a CPU nothing is kept by it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager

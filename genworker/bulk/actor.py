@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from genworker import cluster
-from genworker.bulk.request import GenerateSpec, calibrated
+from genworker.bulk.request import GenerateSpec
 from genworker.bulk.shard import ShardMaker
+from genworker.bulk.trials import calibrated
 from genworker.device import pick_device
 from genworker.stores import open_store
 
@@ -30,12 +31,16 @@ _TASKS_ON_CPU, _TASKS_ON_GPU = 2, 3
 
 
 class ShardActor:
-    """A plain class, so that it is tested without Ray. Its methods run in several threads."""
+    """A plain class, so that it is tested without Ray. Its methods run in several threads.
 
-    def __init__(self, out: str, bundle: Bundle, *, use_gpu: bool, num_cpus: int = 1) -> None:
+    With ``gpu_share`` below 1 it takes no more of its GPU's memory, which others use too: also where it calibrates alone, so
+    that a micro-batch is not chosen for which there is no room beside them.
+    """
+
+    def __init__(self, out: str, bundle: Bundle, *, use_gpu: bool, num_cpus: int = 1, gpu_share: float = 1.0) -> None:
         self._store = open_store(out)
         self._bundle: Bundle | None = bundle
-        self._device = pick_device(use_gpu=use_gpu)
+        self._device = pick_device(use_gpu=use_gpu, share=gpu_share)
         self._num_cpus = num_cpus
         self._maker: ShardMaker | None = None
         self._setting_up = threading.Lock()
@@ -98,6 +103,8 @@ def starter(spec: GenerateSpec, places: Places, url: str, bundle: ray.ObjectRef)
 
     def start() -> Any:
         options = remote.options(**places.options(), max_concurrency=tasks_at_once(spec))
-        return options.remote(url, bundle, use_gpu=spec.use_gpu, num_cpus=spec.cpus_per_actor)
+        return options.remote(
+            url, bundle, use_gpu=spec.use_gpu, num_cpus=spec.cpus_per_actor, gpu_share=spec.gpus_per_actor
+        )
 
     return start

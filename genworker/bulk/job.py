@@ -88,7 +88,9 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
                 calibration = pool.ask(
                     "calibrate", measured, run.capacity.wanted(draft.num_shards), num_tasks=draft.num_shards
                 )
-                plan = commit.agree(store, make_plan(spec, bundle.info, calibration.numerics))
+                wanted = make_plan(spec, bundle.info, calibration.numerics)
+                commit.check_free(store, wanted)
+                plan = commit.agree(store, wanted)
                 check_same(spec, bundle.info, plan)
                 if plan.numerics == calibration.numerics:
                     run.foresee(calibration, run.capacity.wanted(plan.num_shards))

@@ -10,6 +10,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, NoReturn
 
+import ray
+
 from genworker.bulk.records import Receipt
 from genworker.errors import DeterminismError, SourceError
 
@@ -38,6 +40,10 @@ class Steady:
     def echo(self, value: object) -> object:
         """Give ``value`` back."""
         return value
+
+    def gpus(self) -> list[int]:
+        """Ids of the GPUs that Ray gave this actor."""
+        return list(ray.get_gpu_ids())
 
     def refuse(self) -> NoReturn:
         """Fail as our own code does."""

@@ -31,6 +31,7 @@ def ray_cluster(moto: S3Server) -> Iterator[int]:
         ray.init(
             address="local",
             num_cpus=CLUSTER_CPUS,
+            num_gpus=1,  # to place actors by; whether torch finds one is another matter
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -26,7 +26,7 @@ from genworker.bulk.pool import ShardPool
 from genworker.bulk.progress import Progress
 from genworker.bulk.request import GenerateSpec, make_plan
 from genworker.bulk.shard import resample
-from genworker.errors import BundleError, ClusterError, DatasetError, DeterminismError, PlanError, UsageError
+from genworker.errors import BundleError, ClusterError, DatasetError, DeterminismError, JobError, PlanError, UsageError
 from genworker.reading import verify
 from genworker.sampling.calibration import Calibration
 from genworker.sampling.engine import Engine
@@ -212,7 +212,9 @@ def test_more_actors_than_the_cluster_holds(tiny_bundle: str, tmp_path: Path, ra
     """Asking for too many actors names both numbers, and leaves no plan behind."""
     with pytest.raises(ClusterError, match=rf"9 actors .*enough for {ray_cluster}"):
         generate(request_for(tiny_bundle, tmp_path / "out", actors=9, wait_timeout=0))
-    with pytest.raises(ClusterError, match="GPU"):
+    with pytest.raises(
+        ClusterError, match=r"2 actors .*each needs 1 CPU and 1 GPU; .* 1 GPUs on 1 nodes, enough for 1"
+    ):
         generate(request_for(tiny_bundle, tmp_path / "out", use_gpu=True, wait_timeout=0))
     assert not (tmp_path / "out" / PLAN_KEY).exists()
 
@@ -318,6 +320,24 @@ def test_a_foreign_object_among_the_shards_stops_the_job(tiny_bundle: str, copie
     write(copied / "data" / "notes.txt", b"mine")
     with pytest.raises(DatasetError, match=r"data/notes\.txt: is no shard"):
         generate(request_for(tiny_bundle, copied))
+
+
+def test_a_foreign_object_stops_a_new_job_before_it_writes(tiny_bundle: str, tmp_path: Path) -> None:
+    """Found before there is a plan, it leaves the URL as it was, free for any other request."""
+    foreign = tmp_path / "out" / "data" / "notes.txt"
+    foreign.parent.mkdir(parents=True)
+    write(foreign, b"mine")
+    with pytest.raises(DatasetError, match=r"data/notes\.txt: is there without a plan .*nothing was written"):
+        generate(request_for(tiny_bundle, tmp_path / "out"))
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [foreign]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to compute on")
+def test_a_gpu_that_torch_does_not_find_is_told(tiny_bundle: str, tmp_path: Path) -> None:
+    """Ray may count a GPU that torch cannot use; the job ends with that reason, not with dying actors alone."""
+    with pytest.raises(JobError, match=r"use_gpu: torch .* finds no GPU on this machine"):
+        generate(request_for(tiny_bundle, tmp_path / "out", actors=2, use_gpu=True, gpus_per_actor=0.5))
+    assert not (tmp_path / "out" / PLAN_KEY).exists()
 
 
 def write(path: Path, data: bytes) -> None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import ray
 
+from genworker.bulk.actor import Places
 from genworker.bulk.capacity import Capacity, fixed
 from genworker.bulk.plan import Task
 from genworker.bulk.pool import Drained, ShardPool
+from genworker.bulk.request import GenerateSpec
 from genworker.bulk.speculation import Stragglers
 from genworker.bulk.tally import Tally
 from genworker.errors import DeterminismError, JobError, SourceError
@@ -244,3 +246,27 @@ def test_the_pool_grows_with_the_cluster() -> None:
     pool.close()
     assert attempts(receipts) == dict.fromkeys(range(200), 0)
     assert len(begun) == 3
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 2), (1 / 3, 3), (1.0, 1)])
+def test_actors_share_a_gpu(share: float, expected: int) -> None:
+    """As many actors are placed on a GPU as their shares fill, and all are given it; one more waits for a place."""
+    values = {"bundle": "b", "out": "o", "num_samples": 1, "use_gpu": True, "gpus_per_actor": share}
+    places = Places(GenerateSpec.parse(values, origin="test"))
+    assert places.room() == expected
+    started: list[Any] = []
+
+    def start() -> Any:
+        started.append(ray.remote(actors.Steady).options(**places.options()).remote())
+        return started[-1]
+
+    pool = ShardPool(start, Capacity(1, None, places.room, wait_seconds=60.0))
+    try:
+        assert len(list(pool.run(tasks()))) == NUM_TASKS
+        assert ray.get([actor.gpus.remote() for actor in started]) == [[0]] * expected
+        ready, _ = ray.wait([start().gpus.remote()], timeout=1.0)
+        assert ready == []
+    finally:
+        pool.close()
+        for actor in started:
+            ray.kill(actor)
