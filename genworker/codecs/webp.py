@@ -29,6 +29,13 @@ _LOSSY_METHOD = 4
 _GRAY_ROUNDING = 4
 
 
+_BLOCK = 16
+
+
+def _in_blocks(side: int) -> int:
+    return -(-side // _BLOCK) * _BLOCK
+
+
 class _Webp:
     extension: ClassVar[str] = "webp"
     is_image_file: ClassVar[bool] = True
@@ -94,6 +101,9 @@ class WebpLossyCodec(_Webp):
 
     def __init__(self, schema: ImageSchema, quality: int) -> None:
         super().__init__(schema)
+        # Colours and brightness are stored in whole blocks, of images of one row too.
+        in_blocks = _in_blocks(schema.height) * _in_blocks(schema.width) * self._stored_shape[2]
+        self.max_bytes = in_blocks + in_blocks // 8 + 1024
         self._quality = quality
         self.library = (
             f"imagecodecs {imagecodecs.__version__}, {imagecodecs.webp_version()}, method {_LOSSY_METHOD}, "

@@ -254,6 +254,12 @@ def test_quality_decides_size_and_error(name: str) -> None:
         errors.append(float(np.abs(codec.decode(codec.encode(pixels)).astype(int) - pixels).mean()))
         assert len(codec.encode(hard)) <= codec.max_bytes
         assert f"quality {quality}" in codec.library
+    # Blocks of 16 pixels are stored whole.
+    for height, width in ((1, 1), (1, 40), (40, 1), (17, 33)):
+        thin = ImageSchema(channels=3, height=height, width=width)
+        for quality in (1, 90, 100):
+            codec = codecs.make(f"{name}:{quality}", thin)
+            assert len(codec.encode(noise(thin) // 128 * 255)) <= codec.max_bytes
     assert sizes == sorted(sizes)
     assert errors == sorted(errors, reverse=True)
     default = f"{name}:{codecs.get(name).default_quality}"
