@@ -101,7 +101,8 @@ class Plan(Spec):
     def _labels_are_known(self) -> Plan:
         if self.labels in {"balanced", "uniform"}:
             return self
-        if not self.labels.isdecimal() or int(self.labels) >= self.image_schema.num_classes:
+        number = self.labels.isascii() and self.labels.isdecimal() and len(self.labels) < 10
+        if not number or int(self.labels) >= self.image_schema.num_classes:
             raise ValueError(
                 f"labels {self.labels!r}: say 'balanced', 'uniform', or a class number below {self.image_schema.num_classes}"
             )

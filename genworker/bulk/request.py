@@ -9,29 +9,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import nn
 
 from genworker import bundle as bundles
 from genworker import codecs, formats
 from genworker.bulk import commit
-from genworker.bulk.encoding import seconds_to_encode
 from genworker.bulk.plan import COLUMNS, Column, Numerics, NumSamples, Plan, differences
 from genworker.bulk.shard import numerics_here
-from genworker.bundle import Bundle, BundleInfo
+from genworker.bundle import BundleInfo
 from genworker.config import Spec
 from genworker.device import pick_device
 from genworker.errors import PlanError, UsageError
-from genworker.sampling.calibration import (
-    WORTHWHILE_SECONDS,
-    Calibration,
-    Measurement,
-    calibrate,
-    clock_of,
-    measured,
-    steps_for,
-)
-from genworker.sampling.engine import Engine
-from genworker.sampling.grid import useful_share
 from genworker.schema import Extras, ImageSchema
 from genworker.stores import open_store
 
@@ -40,6 +27,7 @@ _MAX_SHARD_BYTES = 8 * _TARGET_SHARD_BYTES  # what a large micro-batch may make 
 _MIN_SHARDS = 16
 
 Count = Annotated[int, Field(ge=1)]
+_MOST_CPUS = 1024  # of one process
 
 
 class GenerateSpec(Spec):
@@ -69,7 +57,9 @@ class GenerateSpec(Spec):
     )
     use_gpu: bool = False
     gpus_per_actor: Annotated[float, Field(gt=0)] = Field(1.0, description="with use_gpu; below 1, actors share a GPU")
-    cpus_per_actor: Count = Field(1, description="to compute with, or to encode beside a GPU")
+    cpus_per_actor: Annotated[int, Field(ge=1, le=_MOST_CPUS)] = Field(
+        1, description="to compute with, or to encode beside a GPU"
+    )
     node_labels: dict[str, str] = Field(
         default_factory=dict, description="Ray labels that the nodes of actors must have; default: any node"
     )
@@ -101,6 +91,11 @@ class GenerateSpec(Spec):
         if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
             raise ValueError(f"gpus_per_actor {self.gpus_per_actor}: above 1 it must be a whole number")
         return self
+
+    @field_validator("labels")
+    @classmethod
+    def _in_one_spelling(cls, value: str) -> str:
+        return str(int(value)) if value.isascii() and value.isdecimal() and len(value) < 10 else value  # 03 is 3
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -177,14 +172,18 @@ def _check_labels(spec: GenerateSpec, schema: ImageSchema) -> None:
         )
 
 
-def resolve(spec: GenerateSpec) -> Plan:
-    """The plan that `generate` would carry out: where the URL holds none yet, with this machine's numerics, not calibrated."""
+def resolve(spec: GenerateSpec) -> tuple[Plan, bool]:
+    """The plan that `generate` would carry out: where the URL holds none yet, with this machine's numerics, not calibrated.
+
+    With it comes whether that is settled, or a job that is long enough would change the numerics by measuring first.
+    """
     info = bundles.load_info(open_store(spec.bundle))
     existing = commit.read_plan(open_store(spec.out))
     if existing is not None:
-        return check_same(spec, info, existing)
+        return check_same(spec, info, existing), True
     device = pick_device(use_gpu=spec.use_gpu)
-    return make_plan(spec, info, numerics_for(spec, sample_schema(info), device))
+    plan = make_plan(spec, info, numerics_for(spec, sample_schema(info), device))
+    return plan, not spec.calibrate
 
 
 def numerics_for(spec: GenerateSpec, schema: ImageSchema, device: torch.device) -> Numerics:
@@ -199,41 +198,6 @@ def numerics_for(spec: GenerateSpec, schema: ImageSchema, device: torch.device) 
         micro_batch=spec.micro_batch,
         num_cpus=spec.cpus_per_actor,
     )
-
-
-def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_actors: int) -> Calibration:
-    """The numerics for a new plan of this request, measured on ``device`` where that can pay for itself.
-
-    Raises:
-        BundleError: the generator's images are not finite there.
-    """
-    schema = sample_schema(bundle.info)
-    start = numerics_for(spec, schema, device)
-    clock = clock_of(start)
-
-    def measure(numerics: Numerics, **how_long: float) -> Measurement:
-        plan = make_plan(spec, bundle.info, numerics)
-        rate, pixels = measured(Engine(bundle, plan, device), numerics, clock, **how_long)
-        return Measurement(rate * useful_share(plan), pixels)
-
-    # Measured also where nothing is to be compared: the generator proves itself before there is a plan.
-    rate, pixels = measure(start, seconds=0.0)
-    encode_seconds = seconds_to_encode(codecs.make(spec.codec, schema), pixels)
-    if not spec.calibrate or spec.num_samples / num_actors < rate * WORTHWHILE_SECONDS:
-        return Calibration(
-            numerics=start, seconds=0.0, trials=(), samples_per_second=rate, encode_seconds=encode_seconds
-        )
-    generator = bundle.generator()
-    assert isinstance(generator, nn.Module)
-    steps = steps_for(
-        device,
-        generator,
-        start,
-        force_float32=spec.precision == "float32",
-        fixed_micro_batch=spec.micro_batch is not None,
-    )
-    found = calibrate(start, steps, measure, clock=clock)
-    return found.model_copy(update={"encode_seconds": encode_seconds})
 
 
 def check_same(spec: GenerateSpec, info: BundleInfo, existing: Plan) -> Plan:

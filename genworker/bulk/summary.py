@@ -10,8 +10,9 @@ from typing import Any
 
 from genworker import bundle as bundles
 from genworker.bulk.progress import Progress
-from genworker.bulk.request import GenerateSpec, calibrated
+from genworker.bulk.request import GenerateSpec
 from genworker.bulk.tally import Tally
+from genworker.bulk.trials import calibrated
 from genworker.device import pick_device
 from genworker.sampling.calibration import Calibration
 from genworker.stores import open_store

@@ -8,7 +8,7 @@ taken, however fast. It changes nothing by itself: what is chosen counts once a 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +19,8 @@ from genworker.bulk.plan import Numerics
 from genworker.config import Spec
 from genworker.device import has_fast_bfloat16
 from genworker.errors import BundleError, PlanError
-from genworker.sampling.engine import Engine
 from genworker.sampling.subpixel import has_layers_for_it
-from genworker.schema import Pixels
+from genworker.schema import Pixels, SampleBatch
 
 BUDGET_SECONDS = 5.0
 # A job must keep an actor busy for this long: then the calibration costs it a twentieth at most, for what it may gain.
@@ -40,7 +39,7 @@ Change = dict[str, Any]
 
 
 class Measurement(NamedTuple):
-    """What one engine did: its speed, and ``pixels`` of the plan's first samples, uint8 [N, H, W, C], N of 64 at most."""
+    """What one way did: its speed, and ``pixels`` of the plan's first samples, uint8 [N, H, W, C], N of 64 at most."""
 
     samples_per_second: float
     pixels: Pixels
@@ -152,18 +151,24 @@ def clock_of(start: Numerics) -> Callable[[], float]:
 
 
 def measured(
-    engine: Engine, numerics: Numerics, clock: Callable[[], float], seconds: float = _MEASURING_SECONDS
+    make: Callable[[int], Iterator[SampleBatch]],
+    numerics: Numerics,
+    clock: Callable[[], float],
+    seconds: float = _MEASURING_SECONDS,
 ) -> Measurement:
-    """The speed of an engine, best of the runs that ``seconds`` allow, so that what else the machine does counts little."""
+    """The speed of ``make``, which makes the first so many samples of a plan with ``numerics``.
+
+    It is the best of the runs that ``seconds`` allow, so that what else the machine does counts little.
+    """
     on_gpu = numerics.device_class.startswith("cuda")
     count = numerics.micro_batch * (_CUDA_BATCHES if on_gpu else 1)
-    batches = engine.batches(0, count)
+    batches = make(count)
     pixels = next(batches).pixels[:_COMPARED].copy()
     _exhaust(batches)  # the first run allocates, and picks kernels
     best, began = float("inf"), clock()
     while best == float("inf") or clock() - began < seconds:
         started = clock()
-        _exhaust(engine.batches(0, count))
+        _exhaust(make(count))
         best = min(best, clock() - started)
     return Measurement(count / best, pixels)
 

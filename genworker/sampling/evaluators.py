@@ -142,6 +142,8 @@ class _CudaEvaluator:
         self._first = _FirstImages(dtype)
         self._compute = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._copy = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # The weights came here on the stream that was current; they may still be on their way.
+        self._compute.wait_stream(torch.cuda.current_stream(device))
         self._graph: torch.cuda.CUDAGraph | None = None
         if numerics.launch == "cuda_graph":
             self._capture(numerics.micro_batch, latent_dim, labelled=labelled)

@@ -34,7 +34,7 @@ def resolve_numerics(
         memory_format="channels_last",
         micro_batch=micro_batch or default_micro_batch(schema),
         threads=num_cpus if device.type == "cpu" else 1,
-        libraries={**_libraries(), **libraries},
+        libraries={**_libraries(device), **libraries},
     )
 
 
@@ -51,7 +51,7 @@ def check_numerics(numerics: Numerics, device: torch.device) -> None:
             f"the plan was made for {numerics.device_class}, this process computes on {here}: its bytes would differ; "
             "run on machines of the plan's kind, or write to another URL"
         )
-    for part, version in _libraries().items():
+    for part, version in _libraries(device).items():
         planned = numerics.libraries.get(part)
         if planned != version:
             raise OtherMachineError(
@@ -60,6 +60,10 @@ def check_numerics(numerics: Numerics, device: torch.device) -> None:
             )
 
 
-def _libraries() -> dict[str, str]:
+def _libraries(device: torch.device) -> dict[str, str]:
     """The versions of what computes here."""
-    return {"torch": torch.__version__, "networks": families.NETWORKS_VERSION}
+    own = {"torch": torch.__version__, "networks": families.NETWORKS_VERSION}
+    # One build of torch runs with several versions of cuDNN, whose convolutions may add in other orders.
+    if device.type == "cuda":
+        own["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+    return own

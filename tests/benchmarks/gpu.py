@@ -25,9 +25,10 @@ from rich.table import Table
 from genworker import codecs, families
 from genworker.bulk import commit
 from genworker.bulk.plan import Plan
-from genworker.bulk.request import GenerateSpec, calibrated, make_plan, virtual_plan
+from genworker.bulk.request import GenerateSpec, make_plan, virtual_plan
 from genworker.bulk.shard import ShardMaker
 from genworker.bulk.stages import StageSeconds
+from genworker.bulk.trials import calibrated
 from genworker.bundle import Bundle, Lineage
 from genworker.config import load_spec
 from genworker.device import device_class, pick_device

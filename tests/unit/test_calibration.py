@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from genworker.bulk import commit
-from genworker.bulk import request as request_module
-from genworker.bulk.request import GenerateSpec, calibrated, check_same, make_plan, numerics_for, sample_schema
+from genworker.bulk import commit, trials
+from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
 from genworker.bulk.summary import forecast, sentence
+from genworker.bulk.trials import calibrated
+from genworker.bundle import Bundle, Lineage
 from genworker.cli.look import describe
-from genworker.errors import BundleError, PlanError
+from genworker.errors import BundleError, PlanError, UsageError
 from genworker.sampling import evaluators
 from genworker.sampling.calibration import Calibration, Measurement, Trial, calibrate, clock_of, steps_for
 from genworker.sampling.numerics import check_numerics, resolve_numerics
@@ -116,7 +118,7 @@ def test_an_engine_that_is_wrong_is_not_chosen(monkeypatch: pytest.MonkeyPatch) 
         return module
 
     monkeypatch.setattr(evaluators, "with_subpixel_layers", wrong)
-    monkeypatch.setattr(request_module, "steps_for", lambda *_what, **_fixed: [[{"upsampling": "subpixel"}]])
+    monkeypatch.setattr(trials, "steps_for", lambda *_what, **_fixed: [[{"upsampling": "subpixel"}]])
     bundle = models.bundle_of(generator={"widths": [8, 4], "patch": 2})
     found = calibrated(request(precision="float32", micro_batch=16), bundle, CPU, 1)
     assert [trial.failed[:12] for trial in found.trials] == ["", "other images"]
@@ -179,11 +181,13 @@ def test_a_long_job_is_calibrated_on_the_real_engine() -> None:
     assert found.numerics.dtype == "float32"
 
 
-def test_actors_with_several_processors_try_one_thread_too() -> None:
+def test_actors_with_several_processors_try_one_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """All processors of an actor compute unless one alone is faster, which is measured first; the plan has what was chosen."""
     spec = request(precision="float32", micro_batch=16, cpus_per_actor=2)
     bundle = models.bundle_of()
     assert numerics_for(spec, models.SMALL, CPU).threads == 2
+    # By what passes outside a busy machine may use up the time before the second trial.
+    monkeypatch.setattr(trials, "calibrate", partial(calibrate, budget_seconds=1e9))
     found = calibrated(spec, bundle, CPU, 1)
     assert [trial.threads for trial in found.trials[:2]] == [2, 1]
     assert {trial.threads for trial in found.trials[2:]} == {found.numerics.threads}
@@ -201,7 +205,7 @@ def test_several_threads_are_compared_by_what_passes_outside() -> None:
 
 def test_a_speed_is_that_of_samples_that_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two micro-batches that are equally fast, the one that shards of the user's size fill is worth more."""
-    monkeypatch.setattr(request_module, "measured", lambda *_args, **_how_long: right(1000.0))
+    monkeypatch.setattr(trials, "measured", lambda *_args, **_how_long: right(1000.0))
     spec = request(samples_per_shard=64, num_samples=10**9)
     found = calibrated(spec, models.bundle_of(), CPU, 1)
     speeds = {trial.micro_batch: trial.samples_per_second for trial in found.trials}
@@ -254,3 +258,26 @@ def test_info_tells_what_was_measured() -> None:
         "float32, contiguous, subpixel, eager, 64": "1,234 samples/s",
         "float32, contiguous, subpixel, eager, 256": "no memory",
     }
+
+
+def test_the_score_is_part_of_what_is_measured() -> None:
+    """Where scores are asked for, trials make them too: the discriminator takes time and memory of the same device."""
+    sound = models.bundle_of()
+    _, judges = sound.scorer()
+    for parameter in judges.parameters():
+        parameter.detach().fill_(float("nan"))
+    bundle = Bundle.pack(sound.info.family, sound.info.image_schema, sound.networks(), Lineage(), judges)
+    assert calibrated(request(calibrate=False), bundle, CPU, 1).samples_per_second > 0
+    with pytest.raises(BundleError, match="scorer.safetensors: .* are NaN"):
+        calibrated(request(calibrate=False, columns=("label", "score")), bundle, CPU, 1)
+
+
+def test_a_micro_batch_that_no_memory_holds_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU says of its memory becomes one message with what to change."""
+
+    def full(*_args: object, **_how_long: object) -> Measurement:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(trials, "measured", full)
+    with pytest.raises(UsageError, match=r"micro_batch 16: .* gpus_per_actor 0.5, .*smaller --micro-batch"):
+        calibrated(request(micro_batch=16, gpus_per_actor=0.5), models.bundle_of(), CPU, 1)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from genworker import families
 from genworker.bulk.plan import Plan
-from genworker.bulk.request import GenerateSpec, calibrated
+from genworker.bulk.request import GenerateSpec
+from genworker.bulk.trials import calibrated
 from genworker.bundle import Bundle, Lineage
 from genworker.device import device_class, has_fast_bfloat16, threads
 from genworker.errors import BundleError, OtherMachineError

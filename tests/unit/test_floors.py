@@ -104,6 +104,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.progress",
         "bulk.summary",
         "bulk.request",
+        "bulk.trials",
         "bulk.virtual",
         "bulk.schedule",
         "bulk.catalog",

@@ -194,7 +194,7 @@ def test_known_labels_are_taken(labels: str) -> None:
     assert plan_of(labels=labels).labels == labels
 
 
-@pytest.mark.parametrize("labels", ["10", "-1", "", "coat", "1.0", "Balanced", "\u00b2"])
+@pytest.mark.parametrize("labels", ["10", "-1", "", "coat", "1.0", "Balanced", "\u00b2", "\u0663", "9" * 20])
 def test_unknown_labels_are_refused(labels: str) -> None:
     """Anything else is refused in one line that shows the value and says what may stand there."""
     with pytest.raises(UsageError, match="'balanced', 'uniform', or a class number below 10") as caught:
