@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -13,6 +13,9 @@ from click.core import ParameterSource
 from genworker import codecs, formats
 from genworker.cli.options import DATE, LINEAGE, filled_pairs
 from genworker.errors import UsageError
+
+if TYPE_CHECKING:
+    from genworker.bulk.request import GenerateSpec
 
 
 def _was_typed(context: click.Context, key: str) -> bool:
@@ -88,7 +91,7 @@ class _ActorRange(click.ParamType[int | tuple[int, int]]):
 )
 @click.option(
     "--cpus-per-actor",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
     help="Beside a GPU they encode.",
@@ -121,7 +124,11 @@ class _ActorRange(click.ParamType[int | tuple[int, int]]):
 )
 @LINEAGE
 @click.option("--json", "as_json", is_flag=True, help="Print a summary of the run as JSON.")
-@click.option("--dry-run", is_flag=True, help="Print the plan as JSON, with a price its cost, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the plan, not calibrated, as JSON, with a price its cost; then stop.",
+)
 @click.pass_context
 def generate(
     context: click.Context,
@@ -141,7 +148,7 @@ def generate(
     With --spec, the file says what the command line does not.
     Run the same command again to go on after anything that stopped it: only what is missing is made.
     """
-    from genworker.bulk.request import GenerateSpec, resolve
+    from genworker.bulk.request import GenerateSpec
 
     if spec_file is None:
         if overrides or date or run_id:
@@ -156,18 +163,7 @@ def generate(
         typed = {key: value for key, value in flags.items() if _was_typed(context, key)}
         spec = load_run(spec_file, overrides, typed, date=date.date() if date else None, run_id=run_id)
     if dry_run:
-        from genworker.cli.display import console
-        from genworker.sampling.grid import wasteful_size
-
-        plan = resolve(spec)
-        if waste := wasteful_size(plan):
-            console.print(f"generate: {waste}", soft_wrap=True)
-        text = {"plan_id": plan.plan_id, "num_shards": plan.num_shards, "plan": plan.model_dump(mode="json")}
-        if spec.price_per_hour is not None:
-            from genworker.bulk.summary import rehearse
-
-            text["one_actor_like_this_machine"] = rehearse(spec)
-        click.echo(json.dumps(text, indent=2))
+        _show_plan(spec)
         return
 
     from genworker.cli.display import size
@@ -199,3 +195,25 @@ def generate(
     else:
         click.echo("made:      nothing, it was complete")
     click.echo(f"next:      genworker verify {spec.out} --resample 3")
+
+
+def _show_plan(spec: GenerateSpec) -> None:
+    from genworker.bulk.request import resolve
+    from genworker.cli.display import console
+    from genworker.sampling.grid import wasteful_size
+
+    plan, settled = resolve(spec)
+    if not settled:
+        console.print(
+            "generate: a long job measures first what is fastest on its machines, and its plan then holds that: other "
+            "numerics and another plan_id than here; with --no-calibrate the plan is this one",
+            soft_wrap=True,
+        )
+    if waste := wasteful_size(plan):
+        console.print(f"generate: {waste}", soft_wrap=True)
+    text = {"plan_id": plan.plan_id, "num_shards": plan.num_shards, "plan": plan.model_dump(mode="json")}
+    if spec.price_per_hour is not None:
+        from genworker.bulk.summary import rehearse
+
+        text["one_actor_like_this_machine"] = rehearse(spec)
+    click.echo(json.dumps(text, indent=2))

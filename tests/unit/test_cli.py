@@ -195,16 +195,22 @@ def test_train_dry_run_needs_no_data(places: Places) -> None:
 def test_generate_dry_run_prints_the_plan_and_writes_nothing(places: Places) -> None:
     """The plan is JSON; run where it was made already, it is the plan that lies there."""
     before = files_in(places.root)
-    outcome = run("generate", places.bundle, "--out", "new", "--num-samples", 500, "--dry-run", "--seed", 4)
+    command = ("generate", places.bundle, "--out", "new", "--num-samples", 500, "--dry-run", "--seed", 4)
+    outcome = run(*command, "--no-calibrate")
     assert (outcome.code, outcome.err) == (0, "")
     values = json.loads(outcome.out)
+    # What a job that measures first will choose is not known yet, and that is said.
+    measuring = run(*command)
+    assert json.loads(measuring.out) == values
+    assert measuring.err.startswith("generate: a long job measures first what is fastest")
+    assert "another plan_id than here; with --no-calibrate" in measuring.err
     assert (values["plan"]["seed"], values["plan"]["num_samples"], values["num_shards"]) == (4, 500, 4)
     again = run(
         *("generate", places.bundle, "--out", places.dataset, "--num-samples", 40, "--samples-per-shard", 12),
         "--dry-run",
     )
     assert json.loads(again.out)["plan_id"] == open_dataset(places.dataset).manifest.plan_id
-    # Four shards, and so four micro-batches where one would do.
+    # A plan that lies there is settled. Four shards, and so four micro-batches where one would do.
     assert again.err.startswith("generate: samples_per_shard 12: shards end inside micro-batches of 128")
     assert files_in(places.root) == before
 
@@ -382,6 +388,12 @@ WRONG = {
     "unknown split": Wrong(generate("--split", "dev"), 2, "'dev' is not one of"),
     "label without a value": Wrong(generate("--node-label", "zone="), 2, "'zone=': write it as NAME=VALUE"),
     "no actors": Wrong(generate("--actors", 0), 2, "0 is not in the range"),
+    "no GPU here": Wrong(
+        generate("--use-gpu", "--dry-run"), 2, "use_gpu: torch .* finds no GPU on this machine; leave --use-gpu out"
+    ),
+    "too many processors": Wrong(generate("--cpus-per-actor", "5000"), 2, "5000 is not in the range 1<=x<=1024"),
+    "endless GPUs": Wrong(generate("--use-gpu", "--gpus-per-actor", "inf"), 2, "gpus_per_actor.*finite"),
+    "an endless price": Wrong(generate("--price-per-hour", "inf", "--dry-run"), 2, "price_per_hour.*finite"),
     "unknown class": Wrong(generate("--labels", "3"), 2, "labels '3': say 'balanced', 'uniform', or a class number"),
     "memory out": Wrong(generate(out="memory://x"), 2, "memory:// lives in one process"),
     "unknown scheme": Wrong(generate(out="ftp://x/y"), 2, "scheme 'ftp': not known"),
