@@ -116,7 +116,7 @@ class _Run:
     def close(self) -> None:
         """End the threads."""
         if self.recorder is not None:
-            self.recorder.close()
+            self.recorder.close(hurried=self.images_seen < self.spec.training.images)
 
     def _stretch(self) -> Verdict:
         """Train until the end, a stop, or a divergence."""

@@ -18,7 +18,7 @@ from genworker.errors import CheckpointError
 from genworker.stores.base import Store
 from genworker.training import checkpoint
 from genworker.training.best import best_of, take_best_back
-from genworker.training.callbacks.group import CallbackGroup
+from genworker.training.callbacks.group import CLOSE_SECONDS, HURRIED_CLOSE_SECONDS, CallbackGroup
 from genworker.training.hooks import Metrics
 from genworker.training.pictures import key_of as picture_key
 from genworker.training.pictures import png_bytes, sample_grid
@@ -117,10 +117,10 @@ class Recorder:
         """Wait until everything is stored. Raises TrainingError where it cannot be."""
         self._uploader.wait()
 
-    def close(self) -> None:
-        """End the threads."""
+    def close(self, *, hurried: bool = False) -> None:
+        """End the threads; ``hurried``, callbacks get a few seconds only."""
         self._uploader.close()
-        self._callbacks.close()
+        self._callbacks.close(HURRIED_CLOSE_SECONDS if hurried else CLOSE_SECONDS)
 
     def flush_alarms(self) -> None:
         """Store reports and alarms now, without a checkpoint: the run ends here."""

@@ -268,7 +268,7 @@ def test_the_score_is_part_of_what_is_measured() -> None:
         parameter.detach().fill_(float("nan"))
     bundle = Bundle.pack(sound.info.family, sound.info.image_schema, sound.networks(), Lineage(), judges)
     assert calibrated(request(calibrate=False), bundle, CPU, 1).samples_per_second > 0
-    with pytest.raises(BundleError, match="scorer.safetensors: .* are NaN"):
+    with pytest.raises(BundleError, match=r"scorer\.safetensors: .* are NaN"):
         calibrated(request(calibrate=False, columns=("label", "score")), bundle, CPU, 1)
 
 

@@ -185,4 +185,9 @@ def test_nobody_waits_for_a_callback_that_hangs(
     assert time.monotonic() - began < 5
     assert "callback Slow is 1,000 calls behind and is left out from now on; training goes on" in events
     assert events[-1] == "callback Slow did not finish in time; what it had not stored yet is lost"
+    # Who closes it again does not wait again.
+    told, began = len(events), time.monotonic()
+    callback.close(timeout_seconds=20.0)
+    assert time.monotonic() - began < 5
+    assert len(events) == told
     Slow.go.set()

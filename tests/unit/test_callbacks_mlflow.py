@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from genworker.errors import UsageError
+from genworker.errors import StoreError, UsageError
 from genworker.stores import open_store
+from genworker.training.callbacks import mlflow
 from genworker.training.callbacks.mlflow import RUN_KEY, MLflow
 from tests.fakes import models
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow reads it when it is imported
 tracking = pytest.importorskip("mlflow.tracking")
+MlflowException = pytest.importorskip("mlflow.exceptions").MlflowException
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,3 +112,42 @@ def test_without_a_server_it_says_what_to_set(store: Store, monkeypatch: pytest.
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not set"):
         MLflow(store, SPEC, 0)
+
+
+def test_a_server_that_is_not_there_is_told_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens, or nobody answers: one message within seconds, without the password, and no minutes of attempts."""
+    monkeypatch.setattr(mlflow, "_ANSWER_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}/mlflow")
+        with pytest.raises(
+            StoreError, match=rf"^MLFLOW_TRACKING_URI http://127\.0\.0\.1:{port}/mlflow: nothing answers"
+        ):
+            MLflow(store, SPEC, 0)
+    with pytest.raises(StoreError, match=r"nothing answers there within 0\.3 s \(ConnectionError\)"):
+        MLflow(store, SPEC, 0)
+    assert not list(store.list())
+
+
+def test_whatever_a_server_answers_is_for_the_client(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that wants a login answers too; what it says of each call is told by MLflow's client."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(401)
+
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        def do_POST(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, *_args: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(MlflowException, match="401"):
+            MLflow(store, SPEC, 0)
+        server.shutdown()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _MAX_WAITING = 1_000  # calls that a slow callback may be behind
 _MAX_FAILURES = 3  # in a row
 CLOSE_SECONDS = 60.0
+# After a stop: whoever sent SIGTERM kills soon, and the checkpoint is stored by then.
+HURRIED_CLOSE_SECONDS = 10.0
 
 
 class CallbackGroup:
@@ -85,6 +87,7 @@ class _Lane:
         self._calls: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue()
         self._off = False
         self._finishing = False
+        self._given_up = False
         self._failed_before = False
         self._failures = 0
         # A daemon, so that a callback that hangs cannot keep the process alive.
@@ -108,9 +111,11 @@ class _Lane:
             self._calls.put(None)
 
     def join(self, timeout_seconds: float) -> None:
+        if self._given_up:
+            return
         self._thread.join(timeout_seconds)
         if self._thread.is_alive():
-            self._off = True
+            self._off = self._given_up = True
             self._on_event(f"callback {self._name} did not finish in time; what it had not stored yet is lost")
 
     def _run(self) -> None:

@@ -2,6 +2,9 @@
 
 In: what a callback is told. Out: one MLflow run in the experiment ``genworker``, or the one that MLFLOW_EXPERIMENT_NAME names.
 Its id is kept in the run's store, so that a resumed run goes on in the same one. Needs the extra ``genworker[mlflow]``.
+
+MLflow's own client tries again for minutes, which carries a run over a restart of the server but would not tell a wrong address
+from a slow one; so the server is asked once, shortly, before the client is.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from genworker.errors import ObjectMissingError, UsageError
+from genworker.errors import ObjectMissingError, StoreError, UsageError
 from genworker.training.pictures import png_bytes
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ RUN_KEY = "mlflow.json"
 _MAX_PARAMS = 100  # in one request
 _MAX_PARAM_CHARACTERS = 6_000
 _POSITION = "images_seen"
+_ANSWER_SECONDS = 5.0
 
 
 class MLflow:
@@ -46,6 +51,7 @@ class MLflow:
                 "training.callbacks mlflow: MLFLOW_TRACKING_URI is not set; set it to your server, such as "
                 "http://mlflow:5000, or take mlflow out of training.callbacks"
             )
+        _check_answers(uri)
         self._client: Any = MlflowClient(tracking_uri=uri)
         self._spec = spec
         self._store = store
@@ -128,6 +134,26 @@ class MLflow:
                 number = math.nan if value is None else float(value)
             metrics.append(Metric(name, number, now, step))
         self._client.log_batch(self._run_id, metrics=metrics)
+
+
+def _check_answers(uri: str) -> None:
+    """Raise StoreError unless something answers at ``uri``, where that is an address; whatever it answers is the client's."""
+    import requests  # which MLflow's client is built on, so that proxies and certificates count alike
+
+    address = urlsplit(uri)
+    if address.scheme not in {"http", "https"}:
+        return
+    shown = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()  # without a password
+    try:
+        requests.head(uri, timeout=_ANSWER_SECONDS)
+    except requests.exceptions.SSLError:
+        return
+    except (requests.ConnectionError, requests.Timeout) as err:
+        raise StoreError(
+            f"MLFLOW_TRACKING_URI {shown}: nothing answers there within {_ANSWER_SECONDS:g} s ({type(err).__name__}), so it "
+            "hears nothing of this run; check the address and that the server runs, then stop the run and start it again, "
+            "which goes on where it was"
+        ) from err
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
