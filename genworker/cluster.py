@@ -56,13 +56,21 @@ def connect() -> Iterator[bool]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     joined = bool(os.environ.get("RAY_ADDRESS"))
-    if joined:
-        _join()
-    else:
-        _start()
-    if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
-        # Ray puts handlers of its own in their place, which end the process before anything is saved.
-        signal.signal(signal.SIGTERM, on_sigterm)
+
+    def take_back() -> None:
+        if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
+            # Ray puts handlers of its own in their place, which end the process before anything is saved.
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+    try:
+        _join() if joined else _start()
+    except SystemExit:
+        # Of Ray's handler, for a SIGTERM that came meanwhile: it is answered as it would be before and after.
+        take_back()
+        ray.shutdown()
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    take_back()
     try:
         yield joined
     finally:

@@ -319,13 +319,16 @@ def training_killed(site: Site, only: str = "") -> Outcome:
     with site.driver(*words) as program:
         program.wait_until(lambda: bool(site.puts(url, below="checkpoints/")))
         assert site.lose(only) >= 1
-        newest = max(_images(key) for key, status in site.puts(url, below="checkpoints/") if status == "200")
+        stored = {_images(key) for key, status in site.puts(url, below="checkpoints/") if status == "200"}
         outcome = site.end(program, words)
+    newest = max(stored)
     assert newest < TRAINING["training"]["images"]
     first, again = site.starts(url)
     assert (first, again[0]) == ((2, 0), 1)
-    # What was trained after this checkpoint is all that was lost.
+    # What was trained after this checkpoint is all that was lost, and each interval had one: a run trains on while its
+    # checkpoint is sent, and no further than to the next.
     assert again[1] >= newest
+    assert stored == set(range(CHECKPOINT_EVERY, newest + 1, CHECKPOINT_EVERY))
     return outcome
 
 

@@ -187,12 +187,16 @@ class _Run:
 
 @contextlib.contextmanager
 def _draining(pool: ShardPool) -> Iterator[None]:
-    """Inside the block, the first SIGTERM or SIGINT stops the pool gently; what it meant before happens afterwards."""
+    """Inside the block, the first SIGTERM or SIGINT stops the pool gently; what it meant before happens afterwards.
+
+    One that is ignored stays so: shells start what runs in the background without SIGINT.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in before.items():

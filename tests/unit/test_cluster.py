@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
@@ -123,3 +125,26 @@ def test_a_head_that_refuses_is_asked_once(address: str, monkeypatch: pytest.Mon
 def test_a_head_that_does_not_know_the_question_is_left_to_ray(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "HARMLESS_QUESTION", "/other")
     head.await_answer(address)
+
+
+def test_sigterm_while_ray_starts_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's handler, in force from the start of `ray.init` on, exits with 15; ours is asked instead, and stays."""
+
+    class Terminated(Exception):  # noqa: N818 - it is a signal
+        pass
+
+    def ours(_number: int, _frame: object) -> None:
+        raise Terminated
+
+    def init(**_options: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with pytest.raises(Terminated), cluster.connect():
+            pytest.fail("it went on")
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
