@@ -20,6 +20,7 @@ class ArraySource:
     schema: ImageSchema
     corrupt: list[str]
     blocks: Blocks | None = None
+    remarks: tuple[str, ...] = ()
 
     def _hold(self, pixels: Pixels, labels: Int64Array, class_names: tuple[str, ...], num_classes: int) -> None:
         _, height, width, channels = pixels.shape

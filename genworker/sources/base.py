@@ -94,12 +94,15 @@ class Source(Protocol):
         schema: shape and classes of every image that `read` returns; the same for all splits.
         corrupt: names of the images that could not be decoded so far, each once.
         blocks: which images are cheap to read together, or None where no image is nearer than another.
+        remarks: what whoever trains on the data should know of it, each a line, such as files that are not read. Whoever
+            starts a run tells them; each of its workers knows the same.
     """
 
     Config: ClassVar[type[SourceConfig]]
     schema: ImageSchema
     corrupt: list[str]
     blocks: Blocks | None
+    remarks: Sequence[str]
 
     def __init__(self, config: Any) -> None:
         """Open the data that ``config`` (of this class's ``Config``) describes; raises SourceError."""

@@ -36,6 +36,7 @@ class EncodedSource(ABC):
 
     schema: ImageSchema
     corrupt: list[str]
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, *, url: str, schema: ImageSchema, length: int, max_corrupt: int) -> None:
         self.schema = schema

@@ -19,15 +19,18 @@ from genworker.sources.base import Blocks, ResizedConfig, SourceConfig, Split, r
 from genworker.sources.blocks import BlockSource
 from genworker.sources.encoded import EncodedImage
 from genworker.sources.images import MAX_ENCODED_BYTES
+from genworker.sources.passed_over import remarks_on
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from genworker.schema import Int64Array
-    from genworker.stores.base import ObjectInfo
+    from genworker.stores.base import ObjectInfo, Store
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Images too, which are not read: a folder that holds some of them is larger than what is trained on.
+_OTHER_IMAGES = (".gif", ".tif", ".tiff", ".jfif", ".jpe", ".jp2", ".jxl", ".avif", ".heic", ".heif", ".ppm", ".pgm")
 # Requests for small files mostly wait; half of them go ahead of need.
 _FETCHES = 32
 # Files that are drawn from or fetched ahead: enough to keep all requests busy, and done in a second or two when a run ends.
@@ -73,8 +76,11 @@ class FolderSource(BlockSource[File]):
     def __init__(self, config: FolderConfig) -> None:
         url = require_url(config, "a folder or s3:// prefix of images")
         self._store = open_store(url)
-        found = [info for info in self._store.list() if _is_image(info.key)]
+        found, others = _images(self._store)
+        rule = f"only {', '.join(EXTENSIONS)} are read: convert or rename what is to be used"
         if not found:
+            if others:
+                raise SourceError(f"{url}: holds {len(others)} images such as {min(others)}; {rule}")
             raise SourceError(
                 f"{url}: holds no images (files ending in {', '.join(EXTENSIONS)}); check the path, and that it is a "
                 "folder of images or of class folders"
@@ -95,6 +101,8 @@ class FolderSource(BlockSource[File]):
             fetches=_FETCHES,
         )
         self.blocks = Blocks(self.blocks.ends, min(self.blocks.window, _MOST_OPEN))
+        foreign = {f"{name}/" for name in _SPLIT_FOLDERS if prefix and f"{name}/" != prefix}
+        self.remarks = remarks_on(url, ([key for key in others if not key.startswith(tuple(foreign))], rule))
 
     def prefetch(self, indices: Int64Array) -> None:
         """Begin to fetch the files of the first images at ``indices``, no more than leave room for as many again."""
@@ -114,8 +122,17 @@ class FolderSource(BlockSource[File]):
         return self._files[index].key
 
 
-def _is_image(key: str) -> bool:
-    return key.lower().endswith(EXTENSIONS) and not any(part.startswith(".") for part in key.split("/"))
+def _images(store: Store) -> tuple[list[ObjectInfo], list[str]]:
+    """The images below a store's URL, and the keys of those of kinds that are not read."""
+    found, others = [], []
+    for info in store.list():
+        if any(part.startswith(".") for part in info.key.split("/")):
+            continue
+        if info.key.lower().endswith(EXTENSIONS):
+            found.append(info)
+        elif info.key.lower().endswith(_OTHER_IMAGES):
+            others.append(info.key)
+    return found, others
 
 
 def _split_prefix(url: str, keys: Sequence[str], split: Split) -> str:

@@ -104,6 +104,7 @@ class ParquetSource(BlockSource[RowGroup]):
             max_corrupt=config.max_corrupt,
             cache_bytes=config.cache_bytes,
         )
+        self.remarks = self._files.remarks
 
     def digest(self) -> str:
         """SHA-256 over the key and size of every file, the columns, and the number of rows that are used."""

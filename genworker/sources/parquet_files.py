@@ -31,6 +31,8 @@ _MAX_RATIO = 4
 class ParquetFiles:
     """The Parquet files of one split below a URL; ``footers[i]`` is pyarrow's metadata of ``infos[i]``.
 
+    ``remarks`` tells of others that are not read, see `base.Source`.
+
     Raises:
         SourceError: a file is damaged, or a row group has more than ``MAX_ROWS`` rows, or unpacks to more than
             ``MAX_BYTES`` and more than four times its file.
@@ -38,7 +40,7 @@ class ParquetFiles:
 
     def __init__(self, url: str, split: Split) -> None:
         self.url = url
-        self.store, self.infos = files_of_split(url, split, "parquet")
+        self.store, self.infos, self.remarks = files_of_split(url, split, "parquet")
         self._check = DigestCheck(self.store)
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             self.footers: list[Any] = list(pool.map(self._footer, self.infos))

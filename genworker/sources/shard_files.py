@@ -13,10 +13,11 @@ import re
 import threading
 from collections import defaultdict
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
-from genworker.errors import SourceError
+from genworker.errors import SourceError, StoreAccessError
+from genworker.sources.passed_over import in_other_guise, only_plain, remarks_on
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
@@ -91,10 +92,22 @@ class DigestCheck:
             self._good.add(info.key)
 
 
-def files_of_split(url: str, split: Split, extension: str) -> tuple[Store, list[ObjectInfo]]:
-    """The files ending in ``.extension`` of one split, in the order of their keys, and the store that holds them.
+class SplitFiles(NamedTuple):
+    """The files of a split, in the order of their keys.
 
-    The ``sha256`` of each is what the manifest of a genworker dataset says, for `DigestCheck`.
+    Attributes:
+        store: holds them.
+        infos: each with the ``sha256`` that the manifest of a genworker dataset says, for `DigestCheck`.
+        remarks: on files that look as if they were meant and are not read, see `base.Source`.
+    """
+
+    store: Store
+    infos: list[ObjectInfo]
+    remarks: tuple[str, ...]
+
+
+def files_of_split(url: str, split: Split, extension: str) -> SplitFiles:
+    """The files ending in ``.extension`` of one split.
 
     Args:
         url: one such file, or a folder or prefix of them. A genworker dataset is read by its manifest.
@@ -102,9 +115,10 @@ def files_of_split(url: str, split: Split, extension: str) -> tuple[Store, list[
         extension: without the dot.
 
     Raises:
-        SourceError: there are none, the split is absent, or a genworker dataset is unfinished, or has lost shards or shards
-            of another size than its manifest says.
+        SourceError: there are none, or only compressed ones, the split is absent, or a genworker dataset is unfinished, or
+            has lost shards or shards of another size than its manifest says.
     """
+    disguised: list[str] = []
     if url.endswith(f".{extension}"):
         parent, _, name = url.rpartition("/")
         store = open_store(parent or ("/" if url.startswith("/") else "."))
@@ -114,9 +128,19 @@ def files_of_split(url: str, split: Split, extension: str) -> tuple[Store, list[
             raise SourceError(f"{url}: there is no such file")
     else:
         store = open_store(url)
-        infos = _listed(store, extension)
+        try:
+            infos, disguised = _listed(store, extension)
+        except StoreAccessError as err:
+            if in_other_guise(url, extension):  # a file, which is no store
+                raise SourceError(f"{url}: {only_plain(extension)}") from err
+            raise
         if not infos:
-            raise SourceError(f"{url}: holds no files ending in .{extension}; check the path")
+            if disguised:
+                raise SourceError(
+                    f"{url}: holds {len(disguised)} files such as {min(disguised)}; {only_plain(extension)}"
+                )
+            hint = only_plain(extension) if in_other_guise(url, extension) else "check the path"
+            raise SourceError(f"{url}: holds no files ending in .{extension}; {hint}")
     words = [_split_of(info.key.removesuffix(f".{extension}")) for info in infos]
     if any(words):
         chosen = [info for info, word in zip(infos, words, strict=True) if word == split]
@@ -128,11 +152,23 @@ def files_of_split(url: str, split: Split, extension: str) -> tuple[Store, list[
         raise SourceError(
             f"{url}: has no split {split!r}: {seen}; set split, or name the files {split}-....{extension}"
         )
-    return store, sorted(chosen, key=lambda info: info.key)
+    silent = [info.key for info, word in zip(infos, words, strict=True) if word is None] if any(words) else []
+    remarks = remarks_on(
+        url,
+        (
+            silent,
+            f"their names tell no split and those of others do: name them {split}-....{extension} to have them read",
+        ),
+        ([key for key in disguised if _split_of(key) in (None, split)], only_plain(extension)),
+    )
+    return SplitFiles(store, sorted(chosen, key=lambda info: info.key), remarks)
 
 
-def _listed(store: Store, extension: str) -> list[ObjectInfo]:
-    """All files of the kind below the store's URL; those that the manifest names where it is a genworker dataset."""
+def _listed(store: Store, extension: str) -> tuple[list[ObjectInfo], list[str]]:
+    """All files of the kind below the store's URL, and the keys of those in another guise.
+
+    Of a genworker dataset those that the manifest names alone: what else lies there may be left from attempts.
+    """
     everything = {info.key: info for info in store.list()}
     if _MANIFEST in everything:
         entries = _manifest_entries(store, everything)
@@ -148,17 +184,17 @@ def _listed(store: Store, extension: str) -> list[ObjectInfo]:
                     f"{store.url}/{info.key}: has {info.size} bytes, the manifest says {entries[info.key][0]}; it was changed "
                     "after the job: `genworker verify` lists all such shards"
                 )
-        return [replace(info, sha256=entries[info.key][1]) for info in infos]
+        return [replace(info, sha256=entries[info.key][1]) for info in infos], []
     if _PLAN in everything:
         raise SourceError(
             f"{store.url}: is a genworker dataset without a manifest, so it is unfinished; run the generate command "
             "that began it again to finish it"
         )
-    return [
-        replace(info, sha256=None)
-        for key, info in everything.items()
-        if key.endswith(f".{extension}") and not any(part.startswith((".", "_")) for part in key.split("/"))
-    ]
+    seen = [key for key in everything if not any(part.startswith((".", "_")) for part in key.split("/"))]
+    return (
+        [replace(everything[key], sha256=None) for key in seen if key.endswith(f".{extension}")],
+        [key for key in seen if in_other_guise(key, extension)],
+    )
 
 
 def _manifest_entries(store: Store, everything: dict[str, ObjectInfo]) -> dict[str, tuple[int, str]]:

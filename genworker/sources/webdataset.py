@@ -94,7 +94,7 @@ class WebDatasetSource(BlockSource[Stretch]):
 
     def __init__(self, config: WebDatasetConfig) -> None:
         url = require_url(config, "a .tar file, or a folder or s3:// prefix of them")
-        self._store, self._infos = files_of_split(url, config.split, "tar")
+        self._store, self._infos, self.remarks = files_of_split(url, config.split, "tar")
         self._check = DigestCheck(self._store)
         wanted = config.image_extension, config.label_extension, config.label_key
         self._rules = find_rules(self._store, self._infos, *wanted)

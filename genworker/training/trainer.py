@@ -49,6 +49,8 @@ def train(
         SourceError, CheckpointError, TrainingError, StoreError: as the loop raises them.
     """
     source = open_source(spec.data)
+    for remark in source.remarks:  # said here, once, and not by each worker that opens the data
+        on_event(News(remark, "data"))
     preflight.check(spec, source)  # what is wrong should cost no cluster start, and leave the URL free
     evaluated = spec
     if (problem := preflight.too_few_to_compare(spec, source)) is not None:

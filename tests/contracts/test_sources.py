@@ -137,6 +137,16 @@ def test_images_come_in_the_order_asked_for(name: str, tmp_path: Path) -> None:
 
 
 @every_source
+def test_what_usually_lies_beside_data_is_no_remark(name: str, tmp_path: Path) -> None:
+    """Whoever trains is told of files that are not read, and not of those that nobody takes for images."""
+    config = example(name, tmp_path)
+    for beside in ("README.md", "LICENSE", "dataset_infos.json", ".gitattributes", ".cache/x.tar.gz", ".old/x.gif"):
+        (tmp_path / beside).parent.mkdir(exist_ok=True)
+        (tmp_path / beside).write_text("beside")
+    assert not sources.open_source(config).remarks
+
+
+@every_source
 def test_no_images_are_an_empty_batch(name: str, tmp_path: Path) -> None:
     """A rank may have nothing to read."""
     source = sources.open_source(example(name, tmp_path))

@@ -192,6 +192,28 @@ def test_train_dry_run_needs_no_data(places: Places) -> None:
     assert yaml.safe_load(outcome.out)["resources"]["workers"] == [1, 2]
 
 
+def test_train_tells_once_of_files_that_are_not_read(places: Places) -> None:
+    """A folder with images that are not decoded says so before anything is trained, beside a dry run's size and in a log."""
+    photos = places.root / "photos"
+    photos.mkdir()
+    for number in range(16):
+        Image.new("L", (28, 28), number).save(photos / f"{number}.png")
+    Image.new("L", (28, 28)).save(photos / "16.gif")
+    data = {"name": "image-folder", "url": str(photos), "image_size": 28, "channels": 1}
+    Path("photos.yaml").write_text(yaml.safe_dump(SPEC | {"data": data}), encoding="utf-8")
+    said = f"{photos}: files that are not read: 1, 16.gif first, because only .png, "
+    outcome = run("train", "photos.yaml", "--out", "new", "--dry-run")
+    told, size = outcome.err.splitlines()
+    assert told.startswith(f"train: {said}")
+    assert size.startswith("train: 16 images in 2 steps")
+    outcome = run("train", "photos.yaml", "--out", places.begun)  # a run of other data, so it ends there
+    assert outcome.code != 0
+    events = [json.loads(line) for line in outcome.err.splitlines() if line.startswith("{")]
+    (event,) = [event for event in events if event["event"] == "data"]
+    assert event["level"] == "warning"
+    assert event["message"].startswith(said)
+
+
 def test_generate_dry_run_prints_the_plan_and_writes_nothing(places: Places) -> None:
     """The plan is JSON; run where it was made already, it is the plan that lies there."""
     before = files_in(places.root)

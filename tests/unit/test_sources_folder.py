@@ -78,6 +78,29 @@ def test_all_formats_are_found_whatever_their_case(tmp_path: Path) -> None:
     assert values(found) == [100] * 5
 
 
+def test_images_that_are_not_read_are_one_remark(tmp_path: Path) -> None:
+    """Images of kinds that are not decoded are counted and the first is named; those of another split are not missed."""
+    fill(tmp_path, {"train/a/0.png": 1, "train/b/1.GIF": BROKEN, "train/a/2.tif": BROKEN, "stray.jfif": BROKEN})
+    fill(
+        tmp_path,
+        {"test/a/3.gif": BROKEN, "train/a/0.txt": b"a caption", "train/a/0.json": b"{}", "train/.x/4.gif": b""},
+    )
+    (remark,) = source(tmp_path).remarks
+    assert remark == (
+        f"{tmp_path}: files that are not read: 3, stray.jfif first, because only .png, .jpg, .jpeg, .webp, .bmp are read: "
+        "convert or rename what is to be used"
+    )
+    fill(tmp_path, {"test/a/0.png": 2})
+    (remark,) = source(tmp_path, split="test").remarks
+    assert "not read: 2, stray.jfif first" in remark
+
+
+def test_a_folder_of_other_images_is_refused_with_what_is_read(tmp_path: Path) -> None:
+    """Where no image can be read, the ones that are there are named."""
+    with pytest.raises(SourceError, match=r"holds 2 images such as a/1\.tif; only \.png, .* are read: convert"):
+        source(fill(tmp_path, {"a/1.tif": b"", "b/2.gif": b""}))
+
+
 def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
     """What a desktop or a version control system leaves behind is no image and no class."""
     hidden: dict[str, int | bytes] = {"a/._1.png": b"Mac", ".git/x.png": 7, "a/.cache/1.png": 7}

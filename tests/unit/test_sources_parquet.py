@@ -160,6 +160,32 @@ def test_splits_are_told_by_file_names(tmp_path: Path) -> None:
         source(tmp_path / "data" / "test-00000-of-00001.parquet")
 
 
+def test_files_that_tell_no_split_beside_others_are_a_remark(tmp_path: Path) -> None:
+    """Files are left out where others tell a split, which is said; those of other splits are no surprise."""
+    for n, name in enumerate(("train-0", "validation-0", "test-0")):
+        write(tmp_path / f"{name}.parquet", rows(n))
+    assert source(tmp_path).remarks == ()
+    write(tmp_path / "extra-0.parquet", rows(3))
+    for split, value in (("train", 0), ("test", 2)):
+        found = source(tmp_path, split=split)
+        assert values(found) == [value]
+        assert found.remarks == (
+            f"{tmp_path}: files that are not read: 1, extra-0.parquet first, because their names tell no split and those of "
+            f"others do: name them {split}-....parquet to have them read",
+        )
+
+
+@pytest.mark.parametrize("name", ["up.PARQUET", "x.parquet.gz", "x.Parquet.zst"])
+def test_a_file_in_another_guise_is_refused_with_what_is_read(name: str, tmp_path: Path) -> None:
+    """A name in capitals and a compressed file are answered with the rule, alone and in a folder."""
+    write(tmp_path / name, rows(1))
+    for url in (tmp_path / name, tmp_path):
+        with pytest.raises(
+            SourceError, match=r"only uncompressed files whose names end in \.parquet, .* unpack or rename"
+        ):
+            source(url)
+
+
 def test_a_genworker_dataset_is_read_by_its_manifest(tmp_path: Path) -> None:
     """Only the manifest's shards are read, a lost one is named, and without a manifest the dataset is unfinished."""
     for n in range(3):

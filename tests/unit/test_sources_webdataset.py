@@ -220,6 +220,32 @@ def test_splits_are_told_by_file_names(tmp_path: Path) -> None:
     assert values(source(tmp_path / "train-00000.tar")) == [1]
 
 
+def test_shards_that_are_not_read_are_one_remark(tmp_path: Path) -> None:
+    """Compressed shards beside plain ones, and names without a split beside others, are told in one line."""
+    for name in ("train-0.tar", "extra-1.tar", "extra-0.tar", "test-0.tar"):
+        write_tar(tmp_path / name, pairs(1))
+    for name in ("b.tar.gz", "train-1.tgz", "C.TAR", "test-1.tar.gz", "_notes.tar.gz", "labels.csv.gz"):
+        (tmp_path / name).write_bytes(b"\x1f\x8b")
+    found = source(tmp_path)
+    assert values(found) == [1]
+    assert found.remarks == (
+        f"{tmp_path}: files that are not read: 2, extra-0.tar first, because their names tell no split and those of others "
+        "do: name them train-....tar to have them read; 3, C.TAR first, because only uncompressed files whose names end in "
+        ".tar, in small letters, are read: unpack or rename what is to be used",
+    )
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.TAR", "a.tar.zst"])
+def test_a_compressed_shard_is_refused_with_what_is_read(name: str, tmp_path: Path) -> None:
+    """A compressed file, or a folder or prefix of nothing else, is answered with the rule."""
+    write_tar(tmp_path / name, pairs(1))
+    store = open_store(f"memory://compressed-{name}")
+    store.put(name, b"...")
+    for url in (tmp_path / name, tmp_path, store.url, f"{store.url}/{name}"):
+        with pytest.raises(SourceError, match=r"only uncompressed files whose names end in \.tar, .* unpack or rename"):
+            source(url)
+
+
 @pytest.mark.parametrize(
     ("files", "settings", "message"),
     [
