@@ -61,7 +61,13 @@ class WebDatasetConfig(ResizedConfig):
     @field_validator("index")
     @classmethod
     def _absolute_index(cls, index: str | None) -> str | None:
-        if index is None or "://" in index:
+        if index is None:
+            return index
+        # Beside the data and called .tar it would be taken for a shard the next time; a bucket alone is no object.
+        _, is_url, place = index.partition("://")
+        if not index.endswith(".json") or (is_url and "/" not in place):
+            raise ValueError("must name an object that ends in .json, such as s3://bucket/samples.json, or be left out")
+        if is_url:
             return index
         return str(Path(index).expanduser().absolute())
 

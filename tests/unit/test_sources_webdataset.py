@@ -16,7 +16,7 @@ import webdataset
 from PIL import Image
 
 from genworker import codecs, formats
-from genworker.errors import SourceError
+from genworker.errors import SourceError, UsageError
 from genworker.schema import ImageSchema, SampleBatch
 from genworker.sources import tar_index
 from genworker.sources.tar import members
@@ -344,6 +344,15 @@ def test_the_index_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Path(index).write_text("{}")
     with pytest.raises(SourceError, match=r"index\.json: is no index of tar shards"):
         source(tmp_path / "data", block_bytes=4000, index=index)
+
+
+@pytest.mark.parametrize(
+    "index", ["", "index", "data/idx.tar", "s3://bucket/index", "index.json/", "a.JSON", "s3://a.json"]
+)
+def test_an_index_that_could_be_taken_for_a_shard_is_refused(index: str) -> None:
+    """The name of the index has to end in .json, which is said when the spec is read."""
+    with pytest.raises(UsageError, match=rf"key 'index' is '{index}': must name an object that ends in \.json"):
+        WebDatasetConfig.parse({"image_size": 8, "url": "data", "index": index}, origin="spec")
 
 
 def test_only_the_wanted_bytes_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
