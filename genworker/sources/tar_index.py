@@ -17,7 +17,7 @@ from genworker.config import Spec
 from genworker.errors import ObjectExistsError, ObjectMissingError, SourceError
 from genworker.sources.encoded import NUM_THREADS
 from genworker.sources.tar import BLOCK, members
-from genworker.sources.tar_samples import Rules, Sample, choose_rules, samples
+from genworker.sources.tar_samples import Rules, Sample, choose_rules, image_hint, samples
 from genworker.stores import open_store
 from genworker.stores.base import get_at_most
 
@@ -111,10 +111,9 @@ def find_rules(
     rules = choose_rules(sample, image, label, key, read(json.start, json.size) if json else None)
     if rules.image_of(sample) is None:
         wanted = f"no .{rules.image}" if rules.image else "none that is an image"
-        hint = "generate the dataset with codec png" if "bin" in sample.parts else "set image_extension"
         raise SourceError(
             f"{store.url}: sample {sample.key} has the members {', '.join('.' + name for name in sample.parts)} and "
-            f"{wanted}; {hint} to train on it"
+            f"{wanted}; {image_hint(sample)}"
         )
     return rules
 

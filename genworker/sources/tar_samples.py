@@ -91,6 +91,8 @@ def choose_rules(first: Sample, image: str | None, label: str | None, key: str |
 
     ``content`` is the first sample's JSON, if it has one: data whose JSON holds no label is unlabelled.
     """
+    # The dot before an extension is no part of it, but many write it.
+    image, label = (asked and asked.lower().removeprefix(".") for asked in (image, label))
     if label == UNLABELLED:
         label = None
     elif label is None and "cls" in first.parts and key is None:
@@ -101,4 +103,18 @@ def choose_rules(first: Sample, image: str | None, label: str | None, key: str |
             label = "json" if key is not None or (isinstance(found, dict) and "label" in found) else None
         except (ValueError, RecursionError):
             label = "json" if key is not None else None
-    return Rules(image and image.lower(), label and label.lower(), key or "label")
+    return Rules(image, label, key or "label")
+
+
+def image_hint(first: Sample) -> str:
+    """The next step where the first sample has no image under the extension that was looked for."""
+    if "bin" in first.parts:
+        return "generate the dataset with codec png to train on it"
+    # Such as input.png, which is not taken unasked: there may be several.
+    likely = [extension for extension in first.parts if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
+    if likely:
+        return f"set image_extension to {' or '.join(likely)} to train on it"
+    return (
+        f"images are read as {', '.join(IMAGE_EXTENSIONS)}: convert them, or set image_extension where a member is such an "
+        "image under another name"
+    )

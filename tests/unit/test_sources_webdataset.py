@@ -127,8 +127,19 @@ def test_members_can_be_named(tmp_path: Path) -> None:
         SourceError, match=r"sample 0 has the members \.input\.png, \.output\.png, \.kind and none that"
     ):
         source(path)
-    with pytest.raises(SourceError, match=r"and no \.jpg; set image_extension"):
+    with pytest.raises(SourceError, match=r"and no \.jpg; set image_extension to input\.png or output\.png to"):
         source(path, image_extension="jpg")
+    assert values(source(path, image_extension=".input.png", label_extension=".KIND")) == [7]
+    with pytest.raises(SourceError, match=r"and no \.in\.png; set image_extension to input\.png or"):
+        source(path, image_extension=".in.png")
+
+
+@pytest.mark.parametrize("extension", ["tif", "gif", "npy"])
+def test_images_of_other_kinds_are_to_be_converted(extension: str, tmp_path: Path) -> None:
+    """What cannot be decoded is not advised."""
+    path = write_tar(tmp_path / "x.tar", [(f"0.{extension}", b"..."), ("0.txt", b"")])
+    with pytest.raises(SourceError, match=r"and none that is an image; images are read as png, .*bmp: convert them"):
+        source(path)
 
 
 @pytest.mark.parametrize("num_classes", [None, 12])
