@@ -47,7 +47,9 @@ class FolderConfig(ResizedConfig):
 
     name: Literal["image-folder"] = "image-folder"
     cache_bytes: Annotated[int, Field(ge=0)] = Field(
-        2**29, description="files to keep in memory, those that were fetched ahead and those that were read last"
+        2**29,
+        description="files that each worker process keeps in memory, those that were fetched ahead and those that were read "
+        "last",
     )
 
 

@@ -47,8 +47,8 @@ class ParquetConfig(ResizedConfig):
     )
     cache_bytes: Annotated[int, Field(ge=0)] = Field(
         2**29,
-        description="row groups to keep in memory, half for those that images are drawn from and half for the next ones; "
-        "larger data is shuffled as far as this reaches",
+        description="row groups that each worker process keeps in memory, half for those that images are drawn from and half "
+        "for the next ones; larger data is shuffled as far as this reaches",
     )
 
 

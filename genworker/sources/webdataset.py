@@ -54,8 +54,8 @@ class WebDatasetConfig(ResizedConfig):
     block_bytes: Annotated[int, Field(ge=1)] = Field(2**23, description="at most, of samples that are fetched together")
     cache_bytes: Annotated[int, Field(ge=0)] = Field(
         2**29,
-        description="samples to keep in memory, half for those that images are drawn from and half for the next ones; "
-        "larger data is shuffled as far as this reaches",
+        description="samples that each worker process keeps in memory, half for those that images are drawn from and half for "
+        "the next ones; larger data is shuffled as far as this reaches",
     )
 
     @field_validator("index")
