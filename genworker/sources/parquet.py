@@ -6,7 +6,6 @@ images by row. Footers are read first; row groups when one of their images is wa
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -18,18 +17,17 @@ from pydantic import Field
 
 from genworker.config import digest_of
 from genworker.errors import CorruptImageError, SourceError
-from genworker.sources.base import UNLABELLED, ResizedConfig, SourceConfig, labels_must, require_url
+from genworker.sources.base import ResizedConfig, SourceConfig, labels_must, require_url
 from genworker.sources.blocks import BlockSource
 from genworker.sources.encoded import EncodedImage
+from genworker.sources.parquet_columns import agreed_class_names, check_types, choose_columns, class_names_of
 from genworker.sources.parquet_files import ParquetFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from genworker.schema import Int64Array
 
-_IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "labels", "fine_label")
 _NUM_THREADS = 16
 
 
@@ -81,9 +79,11 @@ class ParquetSource(BlockSource[RowGroup]):
         url = require_url(config, "a Parquet file, or a folder or s3:// prefix of them")
         self._files = ParquetFiles(url, config.split)
         schemas = [footer.schema.to_arrow_schema() for footer in self._files.footers]
-        self._image_column, self._label_column = choose_columns(url, schemas[0], config)
+        self._image_column, self._label_column = choose_columns(
+            url, schemas[0], config.image_column, config.label_column
+        )
         for info, schema in zip(self._files.infos, schemas, strict=True):
-            _check_types(f"{url}: {info.key}", schema, self._image_column, self._label_column)
+            check_types(f"{url}: {info.key}", schema, self._image_column, self._label_column)
         self._is_struct = [pa.types.is_struct(schema.field(self._image_column).type) for schema in schemas]
         self._row_groups = [
             (file, group) for file, footer in enumerate(self._files.footers) for group in range(footer.num_row_groups)
@@ -92,7 +92,9 @@ class ParquetSource(BlockSource[RowGroup]):
         rows = np.array([group.num_rows for group in metadata], np.int64)
         if not rows.sum():
             raise SourceError(f"{url}: its {len(self._files.infos)} Parquet files hold no rows")
-        class_names = self._agreed_class_names(schemas)
+        named = [class_names_of(schema.metadata or {}, self._label_column) for schema in schemas]
+        keys = [info.key for info in self._files.infos]
+        class_names = agreed_class_names(f"{url}: column {self._label_column}", keys, named)
         super().__init__(
             url=url,
             schema=config.image_schema(self._num_classes(config.num_classes, class_names), class_names),
@@ -145,18 +147,6 @@ class ParquetSource(BlockSource[RowGroup]):
             )
         return labels
 
-    def _agreed_class_names(self, schemas: Sequence[Any]) -> tuple[str, ...]:
-        """The class names of all files; raises SourceError where two differ, for then their numbers mean other things."""
-        named = [_class_names(schema.metadata or {}, self._label_column) for schema in schemas]
-        other = next((index for index, names in enumerate(named) if names != named[0]), None)
-        if other is not None:
-            keys = [self._files.infos[index].key for index in (0, other)]
-            raise SourceError(
-                f"{self._files.url}: column {self._label_column}: {keys[0]} has the class names {list(named[0])}, {keys[1]} "
-                f"has {list(named[other])}; all files need the same, in the same order"
-            )
-        return named[0]
-
     def _num_classes(self, asked: int | None, class_names: Sequence[str]) -> int:
         where = f"{self._files.url}: column {self._label_column}"
         if self._label_column is None:
@@ -178,58 +168,3 @@ class ParquetSource(BlockSource[RowGroup]):
             return 0
         column = self._files.read_row_group(file, number, [str(self._label_column)])[self._label_column]
         return int(pc.max(column).as_py() or 0)
-
-
-def choose_columns(url: str, schema: Any, config: ParquetConfig) -> tuple[str, str | None]:
-    """The image column and the label column (None: unlabelled): those asked for, or those with a usual name."""
-    labelled = config.label_column != UNLABELLED
-    for key in ("image_column", "label_column") if labelled else ("image_column",):
-        if (asked := getattr(config, key)) is not None and asked not in schema.names:
-            raise SourceError(f"{url}: {key} {asked!r}: there is no such column; it has {', '.join(schema.names)}")
-    image = config.image_column or next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
-    if image is None:
-        raise SourceError(
-            f"{url}: has no column called {' or '.join(_IMAGE_COLUMNS)}; set image_column to one of "
-            f"{', '.join(schema.names) or '(no columns)'}"
-        )
-    if not labelled:
-        return image, None
-    return image, config.label_column or next((name for name in _LABEL_COLUMNS if name in schema.names), None)
-
-
-def _check_types(where: str, schema: Any, image: str, label: str | None) -> None:
-    if (schema.metadata or {}).get(b"genworker.image.codec") == b"raw":
-        raise SourceError(
-            f"{where}: holds raw pixels, not image files; generate the dataset with codec png to train on it"
-        )
-    absent = [name for name in (image, label) if name is not None and name not in schema.names]
-    if absent:
-        raise SourceError(
-            f"{where}: has no column {absent[0]!r}, which the first file has; all files need the same columns"
-        )
-    double = [name for name in (image, label) if name is not None and schema.names.count(name) > 1]
-    if double:
-        raise SourceError(f"{where}: has {schema.names.count(double[0])} columns called {double[0]!r}; name them apart")
-    type_ = schema.field(image).type
-    encoded = type_
-    if pa.types.is_struct(type_):
-        encoded = next((field.type for field in type_ if field.name == "bytes"), type_)
-    if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
-        raise SourceError(
-            f"{where}: column {image!r} is {type_}; images are read from encoded bytes (binary, or struct<bytes, path>)"
-        )
-    if label is not None and not pa.types.is_integer(schema.field(label).type):
-        raise SourceError(
-            f"{where}: column {label!r} is {schema.field(label).type}; labels are class numbers (integers): convert "
-            "it, name another label_column, or train without labels (label_column: none)"
-        )
-
-
-def _class_names(metadata: Mapping[bytes, bytes], label: str | None) -> tuple[str, ...]:
-    """The class names that Hugging Face's features give the label column, or none."""
-    try:
-        feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
-        return tuple(str(name) for name in feature.get("names") or ())
-    except (KeyError, TypeError, ValueError, AttributeError):
-        # Foreign metadata may say anything; without names the classes are numbers.
-        return ()

@@ -1,0 +1,91 @@
+"""Which columns of Parquet files hold images and labels, whether they can, and what the classes are called.
+
+In: Arrow schemas. Out: names of columns and classes, or an error that says what the files would have to look like. No rows are
+read.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from genworker.errors import SourceError
+from genworker.sources.base import UNLABELLED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_IMAGE_COLUMNS = ("image", "img")
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+def choose_columns(url: str, schema: Any, image: str | None, label: str | None) -> tuple[str, str | None]:
+    """The image column and the label column (None: unlabelled): those asked for, or those with a usual name.
+
+    Raises SourceError where one that was asked for, or any for images, is not in ``schema``, that of the first file.
+    """
+    labelled = label != UNLABELLED
+    for key, asked in (("image_column", image), ("label_column", label if labelled else None)):
+        if asked is not None and asked not in schema.names:
+            raise SourceError(f"{url}: {key} {asked!r}: there is no such column; it has {', '.join(schema.names)}")
+    image = image or next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
+    if image is None:
+        raise SourceError(
+            f"{url}: has no column called {' or '.join(_IMAGE_COLUMNS)}; set image_column to one of "
+            f"{', '.join(schema.names) or '(no columns)'}"
+        )
+    if not labelled:
+        return image, None
+    return image, label or next((name for name in _LABEL_COLUMNS if name in schema.names), None)
+
+
+def check_types(where: str, schema: Any, image: str, label: str | None) -> None:
+    """Raise SourceError unless a file, which ``where`` names, has both columns once, and they can hold images and labels."""
+    if (schema.metadata or {}).get(b"genworker.image.codec") == b"raw":
+        raise SourceError(
+            f"{where}: holds raw pixels, not image files; generate the dataset with codec png to train on it"
+        )
+    absent = [name for name in (image, label) if name is not None and name not in schema.names]
+    if absent:
+        raise SourceError(
+            f"{where}: has no column {absent[0]!r}, which the first file has; all files need the same columns"
+        )
+    double = [name for name in (image, label) if name is not None and schema.names.count(name) > 1]
+    if double:
+        raise SourceError(f"{where}: has {schema.names.count(double[0])} columns called {double[0]!r}; name them apart")
+    type_ = schema.field(image).type
+    encoded = type_
+    if pa.types.is_struct(type_):
+        encoded = next((field.type for field in type_ if field.name == "bytes"), type_)
+    if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+        raise SourceError(
+            f"{where}: column {image!r} is {type_}; images are read from encoded bytes (binary, or struct<bytes, path>)"
+        )
+    if label is not None and not pa.types.is_integer(schema.field(label).type):
+        raise SourceError(
+            f"{where}: column {label!r} is {schema.field(label).type}; labels are class numbers (integers): convert "
+            "it, name another label_column, or train without labels (label_column: none)"
+        )
+
+
+def class_names_of(metadata: Mapping[bytes, bytes], label: str | None) -> tuple[str, ...]:
+    """The class names that Hugging Face's features give the label column, or none."""
+    try:
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
+        return tuple(str(name) for name in feature.get("names") or ())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        # Foreign metadata may say anything; without names the classes are numbers.
+        return ()
+
+
+def agreed_class_names(where: str, keys: Sequence[str], named: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The class names of all files; raises SourceError where two differ, for then their numbers mean other things."""
+    other = next((index for index, names in enumerate(named) if names != named[0]), None)
+    if other is not None:
+        raise SourceError(
+            f"{where}: {keys[0]} has the class names {list(named[0])}, {keys[other]} has {list(named[other])}; all files need "
+            "the same, in the same order"
+        )
+    return named[0]
