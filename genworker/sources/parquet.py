@@ -94,10 +94,10 @@ class ParquetSource(BlockSource[RowGroup]):
             raise SourceError(f"{url}: its {len(self._files.infos)} Parquet files hold no rows")
         named = [class_names_of(schema.metadata or {}, self._label_column) for schema in schemas]
         keys = [info.key for info in self._files.infos]
-        class_names = agreed_class_names(f"{url}: column {self._label_column}", keys, named)
+        self._class_names, unnamed = agreed_class_names(f"{url}: column {self._label_column}", keys, named)
         super().__init__(
             url=url,
-            schema=config.image_schema(self._num_classes(config.num_classes, class_names), class_names),
+            schema=config.image_schema(self._num_classes(config.num_classes, unnamed), self._class_names),
             rows=rows,
             # Of all columns. What the footer says of single ones is not looked at: where it is damaged, pyarrow does not
             # raise but ends the process.
@@ -107,6 +107,11 @@ class ParquetSource(BlockSource[RowGroup]):
             cache_bytes=config.cache_bytes,
         )
         self.remarks = self._files.remarks
+        if unnamed:
+            self.remarks += (
+                f"{url}: column {self._label_column}: files without class names: {len(unnamed)}, {keys[unnamed[0]]} first; "
+                "their labels are read as numbers of the classes that other files name: correct them where they mean others",
+            )
 
     def digest(self) -> str:
         """SHA-256 over the key and size of every file, the columns, and the number of rows that are used."""
@@ -133,38 +138,50 @@ class ParquetSource(BlockSource[RowGroup]):
     def _checked_labels(self, file: int, table: Any) -> Int64Array | None:
         if self._label_column is None:
             return None
+        labels: Int64Array = self._labels(file, table, self.schema.num_classes).astype(np.int64)
+        return labels
+
+    def _labels(self, file: int, table: Any, num_classes: int | None) -> Any:
+        """Labels of a file (integers of any kind [n]), without nulls, in [0, num_classes), or from 0 on for None."""
         column = table[self._label_column]
         where = f"{self._files.url}: {self._files.infos[file].key}: column {self._label_column}"
         if column.null_count:
             raise SourceError(
                 f"{where}: holds {column.null_count} nulls; every image needs a class number, or label_column: none"
             )
-        labels: Int64Array = column.to_numpy().astype(np.int64)
-        wrong = labels[(labels < 0) | (labels >= self.schema.num_classes)]
+        labels = column.to_numpy()
+        wrong = labels[(labels < 0) | (labels >= num_classes)] if num_classes is not None else labels[labels < 0]
         if wrong.size:
-            raise SourceError(
-                f"{where}: holds {wrong[0]}; {labels_must(self.schema.num_classes)}, or label_column: none"
-            )
+            rule = labels_must(num_classes or 0)
+            if self._class_names:
+                rule = f"labels must lie in [0, {num_classes}), the number of class names: correct them"
+            raise SourceError(f"{where}: holds {wrong[0]}; {rule}, or label_column: none")
         return labels
 
-    def _num_classes(self, asked: int | None, class_names: Sequence[str]) -> int:
+    def _num_classes(self, asked: int | None, unnamed: Sequence[int]) -> int:
+        """How many classes there are; ``unnamed`` are the files without class names where others have some."""
         where = f"{self._files.url}: column {self._label_column}"
         if self._label_column is None:
             if asked:
                 raise SourceError(f"{self._files.url}: num_classes {asked}: there is no label column; set label_column")
             return 0
-        if class_names:
-            if asked not in (None, len(class_names)):
-                raise SourceError(f"{where}: num_classes {asked}: it has {len(class_names)} class names; leave it out")
-            return len(class_names)
-        if asked:
-            return asked
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            return 1 + max(pool.map(self._largest_label, range(len(self._row_groups))))
+        if num_names := len(self._class_names):
+            if asked not in (None, num_names):
+                raise SourceError(f"{where}: num_classes {asked}: it has {num_names} class names; leave it out")
+            if asked is None:  # one that does not fit should not be met in the middle of a run
+                self._largest_label([n for n, (file, _) in enumerate(self._row_groups) if file in unnamed], num_names)
+            return num_names
+        return asked or 1 + self._largest_label(range(len(self._row_groups)), None)
 
-    def _largest_label(self, group: int) -> int:
-        file, number = self._row_groups[group]
-        if not self._files.footers[file].row_group(number).num_rows:
-            return 0
-        column = self._files.read_row_group(file, number, [str(self._label_column)])[self._label_column]
-        return int(pc.max(column).as_py() or 0)
+    def _largest_label(self, groups: Sequence[int], num_classes: int | None) -> int:
+        """The largest label of some row groups, 0 where they have no rows, once all are read; see `_labels`."""
+
+        def largest(group: int) -> int:
+            file, number = self._row_groups[group]
+            if not self._files.footers[file].row_group(number).num_rows:
+                return 0
+            table = self._files.read_row_group(file, number, [str(self._label_column)])
+            return int(self._labels(file, table, num_classes).max())
+
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            return max(pool.map(largest, groups), default=0)

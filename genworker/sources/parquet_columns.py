@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+_MAX_SHOWN = 10  # class names in a message
 
 
 def choose_columns(url: str, schema: Any, image: str | None, label: str | None) -> tuple[str, str | None]:
@@ -49,8 +50,9 @@ def check_types(where: str, schema: Any, image: str, label: str | None) -> None:
         )
     absent = [name for name in (image, label) if name is not None and name not in schema.names]
     if absent:
+        otherwise = ", or label_column: none" if absent == [label] else ""
         raise SourceError(
-            f"{where}: has no column {absent[0]!r}, which the first file has; all files need the same columns"
+            f"{where}: has no column {absent[0]!r}, which the first file has; all files need the same columns{otherwise}"
         )
     double = [name for name in (image, label) if name is not None and schema.names.count(name) > 1]
     if double:
@@ -75,17 +77,42 @@ def class_names_of(metadata: Mapping[bytes, bytes], label: str | None) -> tuple[
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
         return tuple(str(name) for name in feature.get("names") or ())
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         # Foreign metadata may say anything; without names the classes are numbers.
         return ()
 
 
-def agreed_class_names(where: str, keys: Sequence[str], named: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The class names of all files; raises SourceError where two differ, for then their numbers mean other things."""
-    other = next((index for index, names in enumerate(named) if names != named[0]), None)
-    if other is not None:
-        raise SourceError(
-            f"{where}: {keys[0]} has the class names {list(named[0])}, {keys[other]} has {list(named[other])}; all files need "
-            "the same, in the same order"
-        )
-    return named[0]
+def agreed_class_names(
+    where: str, keys: Sequence[str], named: Sequence[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[int]]:
+    """The class names of the files that have some, and which files have none although others do.
+
+    A file without names contradicts nothing: writers that do not know Hugging Face's features drop them.
+
+    Args:
+        where: the files and the column, for messages.
+        keys: of the files.
+        named: the class names of each, empty where it has none.
+
+    Raises:
+        SourceError: two files name other classes, for then their numbers mean other things.
+    """
+    first = next((index for index, names in enumerate(named) if names), None)
+    if first is None:
+        return (), []
+    for key, names in zip(keys, named, strict=True):
+        if names and names != named[first]:
+            same = [a == b for a, b in zip(named[first], names, strict=False)]
+            at = same.index(False) if False in same else len(same)
+            raise SourceError(
+                f"{where}: {keys[first]} has the class names {_shown(named[first], at)}, {key} has {_shown(names, at)}; all "
+                "files need the same, in the same order, or label_column: none"
+            )
+    return named[first], [index for index, names in enumerate(named) if not names]
+
+
+def _shown(names: Sequence[str], at: int) -> str:
+    """Class names for a message: all of a few, else their number and those from the one on that matters."""
+    if len(names) <= _MAX_SHOWN:
+        return str(list(names))
+    return f"(of {len(names)}, from {at} on) {list(names[at : at + _MAX_SHOWN])}"

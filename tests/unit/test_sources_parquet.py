@@ -134,7 +134,8 @@ def test_without_names_the_largest_label_counts(statistics: bool, tmp_path: Path
     ("label", "settings", "message"),
     [
         ([0, None], {}, "column label: holds 1 nulls"),
-        ([0, -1], {}, r"column label: holds -1; labels must lie in \[0, num_classes 1\)"),
+        ([0, -1], {}, "column label: holds -1; labels are class numbers from 0: correct them"),
+        ([0, -1], {"num_classes": 1}, r"column label: holds -1; labels must lie in \[0, num_classes 1\)"),
         ([0, 5], {"num_classes": 5}, "column label: holds 5"),
     ],
 )
@@ -313,7 +314,9 @@ def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
     """All files must have the columns of the first."""
     write(tmp_path / "a.parquet", rows(1))
     write(tmp_path / "b.parquet", {"image": [png(1)]})
-    with pytest.raises(SourceError, match=r"b\.parquet: has no column 'label', which the first file has"):
+    with pytest.raises(
+        SourceError, match=r"b\.parquet: has no column 'label', which the first .*, or label_column: none"
+    ):
         source(tmp_path)
 
 
@@ -487,12 +490,21 @@ def test_data_whose_labels_are_none_can_be_trained_on_without(column: Any, tmp_p
     assert values(opened, 0, 1) == [0, 1]
 
 
-def test_labels_below_zero_have_a_rule_that_can_be_kept(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", {"image": [png(0), png(1)], "label": [-1, -1]})
+@pytest.mark.parametrize("label", [[-1, -1], [0, -1]])
+def test_labels_below_zero_have_a_rule_that_can_be_kept(label: list[int], tmp_path: Path) -> None:
+    """They are refused when the data is opened, and not taken for no classes until they are read."""
+    write(tmp_path / "a.parquet", {"image": [png(0), png(1)], "label": label})
     with pytest.raises(
         SourceError, match="holds -1; labels are class numbers from 0: correct them, or label_column: none"
     ):
-        source(tmp_path).read(np.arange(2))
+        source(tmp_path)
+
+
+def test_a_label_beyond_64_bits_is_told_as_it_is(tmp_path: Path) -> None:
+    """The largest unsigned number is not taken for -1."""
+    write(tmp_path / "a.parquet", {"image": [png(0)], "label": pa.array([2**64 - 1], pa.uint64())})
+    with pytest.raises(SourceError, match="holds 18446744073709551615; labels must lie in"):
+        labels(source(tmp_path, num_classes=3))
 
 
 def test_class_names_have_to_agree(tmp_path: Path) -> None:
@@ -503,6 +515,47 @@ def test_class_names_have_to_agree(tmp_path: Path) -> None:
         SourceError, match=r"a\.parquet has the class names \['cat', 'dog'\], b\.parquet has \['dog', 'cat'\]"
     ):
         source(tmp_path)
+
+
+def test_long_lists_of_class_names_are_told_where_they_differ(tmp_path: Path) -> None:
+    """Of a thousand names the message holds a few."""
+    names = [f"class {n}" for n in range(1000)]
+    write(tmp_path / "a.parquet", rows(0), class_names=names)
+    write(tmp_path / "b.parquet", rows(0), class_names=[*names[:700], "other", *names[701:]])
+    with pytest.raises(
+        SourceError, match=r"\(of 1000, from 700 on\) \['class 700', .*, b\.parquet has .* from 700 on\) \['other', "
+    ) as caught:
+        source(tmp_path)
+    assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("unnamed", ["a", "c"])
+def test_files_without_class_names_number_those_of_the_others(unnamed: str, tmp_path: Path) -> None:
+    """A writer that drops Hugging Face's features contradicts nothing, which is said, where its labels are in range."""
+    write(tmp_path / "b.parquet", rows(0, 1), class_names=["cat", "dog"])
+    write(tmp_path / f"{unnamed}.parquet", rows(1, 0))
+    found = source(tmp_path)
+    assert found.schema.class_names == ("cat", "dog")
+    assert sorted(labels(found) or []) == [0, 0, 1, 1]
+    assert found.remarks == (
+        f"{tmp_path}: column label: files without class names: 1, {unnamed}.parquet first; their labels are read as numbers "
+        "of the classes that other files name: correct them where they mean others",
+    )
+    write(tmp_path / f"{unnamed}.parquet", rows(1, 2))
+    with pytest.raises(
+        SourceError,
+        match=rf"{unnamed}\.parquet: column label: holds 2; labels must lie in \[0, 2\), the number of class names",
+    ):
+        source(tmp_path)
+    assert source(tmp_path, label_column="none").remarks == ()
+
+
+def test_features_that_are_no_features_name_no_classes(tmp_path: Path) -> None:
+    """Foreign metadata may say anything, and nest as deep as it likes."""
+    for text in ("[" * 200_000, "{}", "[]", '{"info": {"features": {"label": 3}}}'):
+        table = pa.table(rows(0, 1)).replace_schema_metadata({"huggingface": text})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert source(tmp_path).schema.class_names == ()
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
