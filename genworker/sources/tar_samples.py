@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from genworker.errors import SourceError
-from genworker.sources.base import UNLABELLED
+from genworker.sources.base import UNLABELLED, labels_must
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -65,24 +65,32 @@ class Rules(NamedTuple):
         return next((member for extension, member in sample.parts.items() if extension in IMAGE_EXTENSIONS), None)
 
     def label_of(self, sample: Sample, content: bytes | None, where: str) -> int:
-        """The class number in the label's bytes (None: the sample lacks that member); raises SourceError."""
+        """The class number, from 0, in the label's bytes (None: the sample lacks that member); raises SourceError."""
         what = f"{where}: sample {sample.key}"
         if content is None:
-            raise SourceError(f"{what}: has no label ({sample.key}.{self.label}), which the first sample has")
+            raise SourceError(
+                f"{what}: has no label ({sample.key}.{self.label}), which the first sample has: add it, or train without "
+                "labels (label_extension: none)"
+            )
         value: object
+        absent = f"no {self.key!r} in its JSON"
         try:
             if self.label == "json" or str(self.label).endswith(".json"):
                 value = json.loads(content)[self.key]
             else:
                 value = int(content) if re.fullmatch(rb"\s*-?[0-9]{1,18}\s*", content) else content[:40]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (KeyError, TypeError):
             value = None
+        except (ValueError, RecursionError):
+            value, absent = None, "in JSON that cannot be read"
         if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _TOO_LARGE:
-            seen = f"no {self.key!r} in its JSON" if value is None else reprlib.repr(value)
+            seen = absent if value is None else reprlib.repr(value)
             raise SourceError(
                 f"{what}: its label is {seen}; labels are class numbers (integers): name another label_extension, or train "
                 "without labels (label_extension: none)"
             )
+        if value < 0:
+            raise SourceError(f"{what}: its label is {value}; {labels_must(0)}, or label_extension: none")
         return value
 
 

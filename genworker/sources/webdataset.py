@@ -151,7 +151,7 @@ class WebDatasetSource(BlockSource[Stretch]):
             if self._rules.label is not None:
                 part = sample.parts.get(self._rules.label)
                 label = self._rules.label_of(sample, read(part.start, part.size) if part else None, where)
-                if not 0 <= label < self.schema.num_classes:
+                if label >= self.schema.num_classes:
                     raise SourceError(
                         f"{where}: sample {sample.key}: its label is {label}; {labels_must(self.schema.num_classes)}, or "
                         "label_extension: none"

@@ -114,6 +114,10 @@ def test_labels_come_from_json(tmp_path: Path) -> None:
     assert labels(source(tmp_path / "plain")) is None
     with pytest.raises(SourceError, match=r"sample 0: its label is no 'kind' in its JSON; labels are class numbers"):
         source(tmp_path / "plain", label_key="kind")
+    for broken in (b'{"label": 1', b"[" * 200_000, b'{"label": 1' + b"0" * 5000 + b"}"):
+        write_tar(tmp_path / "broken" / "00000.tar", [("0.jpg", picture(1, "JPEG")), ("0.json", broken)])
+        with pytest.raises(SourceError, match=r"sample 0: its label is in JSON that cannot be read; labels are class"):
+            source(tmp_path / "broken", label_key="label")
 
 
 def test_members_can_be_named(tmp_path: Path) -> None:
@@ -267,7 +271,17 @@ def test_a_compressed_shard_is_refused_with_what_is_read(name: str, tmp_path: Pa
             {},
             "sample 2: its label is b'boot'; labels are class numbers",
         ),
-        ([*pairs(1), ("2.png", b""), ("2.cls", b"-1")], {}, "sample 2: its label is -1; labels must lie in"),
+        (
+            [*pairs(1), ("2.png", b""), ("2.cls", b"-1")],
+            {},
+            "sample 2: its label is -1; labels are class numbers from 0",
+        ),
+        ([("0.png", picture(1)), ("0.cls", b"-1")], {}, "sample 0: its label is -1; labels are class numbers from 0"),
+        (
+            [("0.png", picture(1)), ("0.cls", b"-1")],
+            {"num_classes": 3},
+            "its label is -1; labels are class numbers from",
+        ),
         (pairs(3, 7), {"num_classes": 7}, r"sample 000007: its label is 7; labels must lie in \[0, num_classes 7\)"),
         ([("0.png", b"")], {"num_classes": 3}, "num_classes 3: samples have no label; set label_extension"),
         ([*pairs(1), ("2.png", b""), ("2.PNG", b"")], {}, "sample 2 has two members with the same extension"),
