@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from genworker.stores.base import Store
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_STATE_STYLES = {"published": "green", "running": "blue", "stopped": "yellow", "failed": "red", "not started": "yellow"}
+_STATE_STYLES = {
+    "published": "green",
+    "running": "blue",
+    "stopped": "yellow",
+    "failed": "red",
+    "not started": "yellow",
+    "being removed": "red",
+}
 _VERDICT_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -62,6 +69,8 @@ def status(url: str, watch: bool, every: float, as_json: bool) -> None:
         click.echo(json.dumps(dataclasses.asdict(seen)) if as_json else _describe(seen, one_line=watch))
         if not watch or seen.state == "published":
             return
+        if seen.removal is not None:
+            raise JobError(f"{url}: `{seen.removal}` is removing this dataset, or was stopped while it did")
         if seen.failure is not None:
             how = "failed" if seen.state == "failed" else "stopped, and its last failure was"
             raise JobError(f"{url}: the job {how}: {seen.failure}")
@@ -113,6 +122,8 @@ def _next(seen: Status) -> str:
         return f"genworker verify {seen.url}"
     if seen.state == "running":
         return f"genworker status {seen.url} --watch"
+    if seen.removal is not None:
+        return f"let `{seen.removal}` end, or run it again"
     return "run the same `genworker generate` command again to go on; only what is missing is made"
 
 

@@ -14,12 +14,13 @@ from genworker.bulk import commit, failures
 from genworker.bulk.layout import Layout
 from genworker.bulk.manifest import published
 from genworker.bulk.plan import DATA_PREFIX, PLAN_KEY, RECEIPTS_PREFIX, Plan
+from genworker.bulk.removal import RETAIN, removed_by
 from genworker.errors import DatasetError
 
 if TYPE_CHECKING:
     from genworker.stores.base import Store
 
-State = Literal["published", "running", "stopped", "failed", "not started"]
+State = Literal["published", "running", "stopped", "failed", "not started", "being removed"]
 
 # The rate is that of the last minutes, because a job may have been resumed after a night.
 _WINDOW_SECONDS = 300.0
@@ -46,6 +47,7 @@ class Status:
         eta_seconds: until the last shard at that rate, None unless running.
         num_failures: how many drivers ended with an error so far.
         failure: the last of these errors, where the job has failed or stopped: if it failed, nothing was made since.
+        removal: the command that is removing the dataset, or was stopped while it did; None where there is none.
     """
 
     url: str
@@ -63,6 +65,7 @@ class Status:
     eta_seconds: float | None
     num_failures: int
     failure: str | None
+    removal: str | None
 
     @property
     def shards_missing(self) -> int:
@@ -90,7 +93,10 @@ def status(store: Store, now: float | None = None) -> Status:
     newest = max([*(when for when, _ in written), *receipts], default=None)
     rate, pause = _pace(written)
     state: State = "running"
-    if published(store) is not None:
+    removal, complete = removed_by(store), published(store) is not None
+    if removal is not None and (removal == RETAIN or not complete):  # another notice beside a dataset came too late
+        state = "being removed"
+    elif complete:
         state = "published"
     elif failed.error is not None and failed.at >= (newest or 0.0):
         state = "failed"
@@ -115,6 +121,7 @@ def status(store: Store, now: float | None = None) -> Status:
         eta_seconds=left / rate if rate and state == "running" else None,
         num_failures=failed.count,
         failure=failed.error if state in {"failed", "stopped"} else None,
+        removal=removal if state == "being removed" else None,
     )
 
 

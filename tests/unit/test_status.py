@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from genworker.bulk import commit, failures, ledger
-from genworker.bulk.plan import FAILURES_PREFIX
+from genworker.bulk.plan import FAILURES_PREFIX, REMOVING_KEY
 from genworker.bulk.protocol import Driver
+from genworker.bulk.removal import GC, NOTICES, RETAIN
 from genworker.cli import cli
 from genworker.errors import DatasetError, JobError
 from genworker.reading.status import status
@@ -114,6 +115,24 @@ def test_a_published_dataset_and_foreign_objects(store: TimedStore) -> None:
     commit.publish(store, PLAN, ledger.committed(store, PLAN))
     seen = status(store, NOON + 10**6)
     assert (seen.state, seen.shards_missing, seen.samples_done, seen.eta_seconds) == ("published", 0, 100, None)
+
+
+@pytest.mark.parametrize("command", [GC, RETAIN])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_removal_is_told(store: TimedStore, command: str, *, complete: bool) -> None:
+    """What a removal has not reached yet is no running job; the notice of one that found the job published is none."""
+    for index in range(10):
+        put_shard(store, index, index)
+    if complete:
+        commit.publish(store, PLAN, ledger.committed(store, PLAN))
+    store.put(REMOVING_KEY, NOTICES[command])
+    seen = status(store, NOON + 10)
+    late = complete and command == GC
+    assert (seen.state, seen.removal) == (("published", None) if late else ("being removed", command))
+    done = CliRunner().invoke(cli, ["status", store.url, "--watch"])
+    assert (done.exit_code == 0) == late
+    assert late or f"`{command}` is removing this dataset" in done.stderr
+    assert late or f"let `{command}` end" in CliRunner().invoke(cli, ["status", store.url]).stdout
 
 
 @pytest.mark.parametrize(
