@@ -136,8 +136,10 @@ def give_up(store: Store, *, older_than_seconds: float, now: float | None = None
     look()  # a job that goes on is not disturbed by the notice
     announced = False
     with contextlib.suppress(ObjectExistsError):
-        store.put(REMOVING_KEY, NOTICES[GC])
+        notice = store.put(REMOVING_KEY, NOTICES[GC])
         announced = True
+        # The store's clock, which the times of objects are from; this machine's may be ahead.
+        now = notice.modified if now is None else now
     try:
         garbage = look()
     except BaseException:

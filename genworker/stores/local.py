@@ -127,6 +127,7 @@ class LocalStore:
         """Remove a file; its folder stays, because another writer may just be filling it. See `Store.delete`."""
         path = self._root / check_key(key)
         with self._edge("delete", key):
+            self._sweep()
             if not path.is_dir():
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     path.unlink()
@@ -200,7 +201,7 @@ class LocalStore:
         return ObjectExistsError(f"put {key!r} in {self.url}: the key is taken and overwrite is off")
 
     def _sweep(self) -> None:
-        """Remove what killed writers left, once per store object."""
+        """Remove what killed writers left, once per store object, with whatever else is put or deleted here."""
         if self._swept:
             return
         self._swept = True

@@ -7,12 +7,13 @@ import itertools
 import json
 import time
 import uuid
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
-from genworker.bulk import commit, failures
+from genworker.bulk import commit, failures, gc
 from genworker.bulk.gc import find_garbage, give_up, remove
 from genworker.bulk.manifest import published
 from genworker.bulk.plan import BUNDLE_PREFIX, MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, REMOVING_KEY, SUCCESS_KEY
@@ -261,6 +262,17 @@ def test_a_notice_that_came_too_late_does_no_harm(url: str) -> None:
     remove(store, garbage)
     check_kept(store)
     assert verify(store.url) == []
+
+
+def test_a_clock_that_is_ahead_gives_up_no_running_job(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ages are told by the store's clock, which the notice brings; this machine's may be wrong by days."""
+    fake.publish(url, PLAN, finish=False)
+    store = open_store(url)
+    before, here = keys(store), time.time() + 2 * DAY
+    monkeypatch.setattr(gc, "time", SimpleNamespace(time=lambda: here))
+    with pytest.raises(DatasetError, match=r"wrote something \d s ago, so it may still run"):
+        give_up(store, older_than_seconds=DAY)
+    assert keys(store) == before
 
 
 def test_what_retain_removes_is_left_to_it(url: str) -> None:

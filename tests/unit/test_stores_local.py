@@ -78,7 +78,7 @@ def test_objects_follow_the_umask(tmp_path: Path) -> None:
 
 
 def test_unfinished_writes_are_hidden_and_swept(tmp_path: Path) -> None:
-    """What a killed writer left is never listed, and is removed by a put a day later, not before."""
+    """What a killed writer left is never listed, and is removed by a put or a deletion a day later, not before."""
     folder = tmp_path / ".genworker" / "tmp"
     folder.mkdir(parents=True)
     old, young = folder / "old", folder / "young"
@@ -91,6 +91,10 @@ def test_unfinished_writes_are_hidden_and_swept(tmp_path: Path) -> None:
     assert list(store.list(".genworker/tmp/")) == []
     store.put("key", b"x")
     assert files(tmp_path) == [".genworker/tmp/young", "key"]
+    # A finished dataset has no more puts; `gc` deletes.
+    os.utime(young, (past, past))
+    LocalStore(str(tmp_path)).delete("other")
+    assert files(tmp_path) == ["key"]
 
 
 def test_a_killed_writer_leaves_no_object(tmp_path: Path) -> None:
