@@ -5,6 +5,7 @@ In: a store. Out: findings. It writes one small object below ``.genworker/doctor
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import time
@@ -16,6 +17,7 @@ from genworker.bulk.plan import CONTROL_PREFIX
 from genworker.doctor.base import Finding
 from genworker.errors import GenworkerError, ObjectExistsError
 from genworker.stores.base import ObjectInfo, Store
+from genworker.stores.keys import TEMPORARY_PREFIX
 from genworker.stores.local import LocalStore
 
 _CONTENT = b"written by `genworker doctor`; may be removed\n"
@@ -27,6 +29,27 @@ _WARN_FREE_BYTES = 10 * 2**30
 def check_store(store: Store) -> Iterator[Finding]:
     """Yield a finding for each thing that genworker does with a store; stops at the first that nothing works without."""
     key = f"{CONTROL_PREFIX}doctor/{uuid.uuid4().hex}"
+    made = _missing_folders(store, key) if isinstance(store, LocalStore) else []
+    try:
+        yield from _check(store, key, is_new=isinstance(store, LocalStore) and Path(store.url) in made)
+    finally:
+        for folder in made:  # only as far as they are empty
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _missing_folders(store: LocalStore, key: str) -> list[Path]:
+    """The folders that a put under ``key`` makes, the deepest first."""
+    root = Path(store.url)
+    deepest = [(root / key).parent, root / TEMPORARY_PREFIX]
+    return sorted(
+        {folder for path in deepest for folder in (path, *path.parents) if not folder.exists()},
+        key=lambda folder: len(folder.parts),
+        reverse=True,
+    )
+
+
+def _check(store: Store, key: str, *, is_new: bool) -> Iterator[Finding]:
     began = time.time()
     try:
         info = store.put(key, _CONTENT)
@@ -34,7 +57,8 @@ def check_store(store: Store) -> Iterator[Finding]:
         yield Finding("write", "fail", str(err), "mend this first; nothing else can be checked without")
         return
     ended = time.time()
-    yield Finding("write", "ok", f"{store.url}: {(ended - began) * 1000:.0f} ms")
+    new = "; there is no such folder yet: it was made for this check, and is removed" if is_new else ""
+    yield Finding("write", "ok", f"{store.url}: {(ended - began) * 1000:.0f} ms{new}")
     yield from _conditional(store, key)
     yield from _reading(store, key)
     yield _clock(info, began, ended)

@@ -181,6 +181,17 @@ def test_the_drivers_own_processor_does_not_count() -> None:
     assert verdicts(compare(SOFTWARE | {"device": "cpu/AVX2"}, {"a": SOFTWARE, "b": SOFTWARE})) == {"nodes": "ok"}
 
 
+def test_a_mistyped_path_is_told_and_left_as_it_was(tmp_path: Path) -> None:
+    """Folders that the check had to make go with it, those that were there stay, also empty ones."""
+    (tmp_path / "there").mkdir()
+    seen = {finding.name: finding.seen for finding in check_store(open_store(str(tmp_path / "there" / "tpyo" / "set")))}
+    assert "there is no such folder yet: it was made for this check, and is removed" in seen["write"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    seen = {finding.name: finding.seen for finding in check_store(open_store(str(tmp_path / "there")))}
+    assert "no such folder" not in seen["write"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
 def test_the_command(tmp_path: Path) -> None:
     """One line per check; a failure is exit code 1."""
     run = CliRunner()
