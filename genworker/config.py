@@ -6,7 +6,6 @@ layering; each spec is defined beside the thing that it configures. It never tou
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import reprlib
@@ -21,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genworker.errors import UsageError
+from genworker.registry import nearest
 
 _MAX_YAML_CHARACTERS = 2**16
 # Of values in messages: a message is read by people, and a spec may come from anybody.
@@ -204,9 +204,8 @@ def _explain(err: ValidationError, cls: type[BaseModel], values: Mapping[str, An
         rule = _rule(problem["msg"])
         if kind == "extra_forbidden":
             known = _known_keys(cls, [str(part) for part in loc[:-1]])
-            near = difflib.get_close_matches(str(loc[-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-            lines.append(f"{origin}: unknown key {key!r}; {hint}")
+            hint = nearest(str(loc[-1]), known) or f"; known keys: {', '.join(sorted(known))}"
+            lines.append(f"{origin}: unknown key {key!r}{hint}")
         elif kind == "missing":
             lines.append(f"{origin}: key {key!r} is missing")
         elif kind == "union_tag_not_found":

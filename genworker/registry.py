@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from genworker.errors import UsageError
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for a name that is not known, or nothing where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def lookup(kind: str, table: Mapping[str, str], name: str) -> Any:
@@ -17,8 +23,6 @@ def lookup(kind: str, table: Mapping[str, str], name: str) -> Any:
         UsageError: the name is not in the table; the message lists those that are, and the nearest.
     """
     if name not in table:
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"{kind} {name!r}: there is no such {kind}; known: {', '.join(table)}{hint}")
+        raise UsageError(f"{kind} {name!r}: there is no such {kind}; known: {', '.join(table)}{nearest(name, table)}")
     module, _, attribute = table[name].rpartition(".")
     return getattr(importlib.import_module(module), attribute)

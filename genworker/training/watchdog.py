@@ -7,7 +7,6 @@ finite, the size of gradients, the speed, ranks that lag).
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from statistics import median, median_low
 from typing import Any
 
 from genworker.families.base import Band
+from genworker.registry import nearest
 from genworker.training.watchdog_spec import WatchdogSpec
 
 _REMEMBERED = 20  # reports that a usual value is taken from, and that steps which were not finite are counted over
@@ -125,8 +125,7 @@ class Watchdog:
         for metric in sorted(self._unproven):
             if isinstance(metrics.get(metric), int | float):
                 continue
-            near = difflib.get_close_matches(metric, [name for name in metrics if name != metric], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = nearest(metric, metrics.keys() - {metric})
             yield metric, f"watchdog.bands {metric}: reports hold no such number, so nothing is watched by it{hint}"
         self._unproven = set()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from genworker.bulk.progress import Event, Progress, Reporter
+from genworker.bulk.progress import Event, Price, Progress, Reporter
 from genworker.cli import display
 from genworker.cli.display import Display
 from genworker.training.board import Board
@@ -63,11 +63,14 @@ def test_lines_carry_run_shard_and_attempt(capsys: pytest.CaptureFixture[str]) -
     shown = Display("generate", 80, "samples", run_id="nightly-7", clock=lambda: 100.0)
     shown.on_job(replace(PROGRESS, event=Event("data/a: attempt 1 of 3 failed: no", "data/a", 0)))
     shown.on_job(replace(PROGRESS, event="an actor died"))
-    failed, died = lines(capsys)
+    shown.on_job(replace(PROGRESS, event=Price("estimate: 80 samples in about 9 s, which cost about 1.00")))
+    failed, died, price = lines(capsys)
     assert (failed["run_id"], failed["shard"], failed["attempt"]) == ("nightly-7", "data/a", 0)
     assert failed["message"] == "data/a: attempt 1 of 3 failed: no"
     assert died["run_id"] == "nightly-7"
     assert not {"shard", "attempt"} & set(died)
+    # A price is no warning.
+    assert [line["event"] for line in (failed, died, price)] == ["warning", "warning", "cost"]
 
 
 def test_a_terminal_shows_ticks_too(monkeypatch: pytest.MonkeyPatch) -> None:

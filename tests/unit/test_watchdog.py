@@ -117,7 +117,7 @@ def test_a_band_of_nothing_is_told_once() -> None:
     run = Run(SIGN, bands={"d.sing": (None, 0.95), "kl": (1.0, None), "notes": (0.0, 1.0)})
     _, found = run.report(d__sign=0.9, kl=2.0, notes="none")
     assert [alarm.kind for alarm in found] == ["d.sing", "notes"]
-    assert "nothing is watched by it; did you mean d.sign?" in found[0].text
+    assert "nothing is watched by it; did you mean 'd.sign'?" in found[0].text
     assert kinds(run.report(d__sign=0.9, kl=2.0)) == []
 
 
