@@ -17,78 +17,19 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genworker.config import canonical_json
 from genworker.errors import CheckpointError, ObjectMissingError
 from genworker.stores.base import Store
 from genworker.training import numbered
 from genworker.training.spec import TrainSpec, spec_differences
+from genworker.training.state import TrainingState, below
 
 PREFIX = "checkpoints/"
 _SUFFIX = ".safetensors"
 _HEADER_KEY = "genworker"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-
-
-@dataclass
-class Counters:
-    """What a run counts."""
-
-    images_seen: int = 0
-    nonfinite_steps: int = 0
-    skipped_steps: int = 0
-    rollbacks: int = 0
-
-
-@dataclass
-class Conditions:
-    """What decides the bits of a run besides its spec.
-
-    Attributes:
-        source_digest: of the data.
-        source_images: how many the data has.
-        precision: of convolutions, ``float32`` or ``bfloat16``: what ``training.precision`` meant where the run began.
-    """
-
-    source_digest: str
-    source_images: int
-    precision: str
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """Everything that a training step changes, and under which conditions."""
-
-    networks: nn.ModuleDict
-    average: nn.ModuleDict
-    optimizers: Mapping[str, torch.optim.Optimizer]
-    counters: Counters
-    conditions: Conditions
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, views where possible."""
-        named = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
-        named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for phase, optimizer in self.optimizers.items():
-            for index, slots in optimizer.state_dict()["state"].items():
-                named |= {f"optimizers.{phase}.{index}.{slot}": tensor for slot, tensor in slots.items()}
-        return named
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over tensors that `tensors` of an equal run gave. Raises CheckpointError where names or shapes differ."""
-        try:
-            self.networks.load_state_dict(_below(tensors, "networks."))
-            self.average.load_state_dict(_below(tensors, "average."))
-        except RuntimeError as err:
-            raise CheckpointError(f"the checkpoint holds other networks than the spec builds: {err}") from err
-        for phase, optimizer in self.optimizers.items():
-            slots: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in _below(tensors, f"optimizers.{phase}.").items():
-                index, slot = name.split(".", 1)
-                slots.setdefault(int(index), {})[slot] = tensor
-            # Learning rates and betas follow the schedule; only the moments come from the checkpoint.
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
 
 
 @dataclass(frozen=True)
@@ -252,18 +193,14 @@ def prune(store: Store, keep: int, best: frozenset[int] = frozenset()) -> None:
             store.delete(key)
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def average_of(snapshot: Snapshot) -> dict[str, Tensor]:
     """The averaged weights of the served networks in a checkpoint, by the names of their state_dict."""
-    return _below(snapshot.tensors, "average.")
+    return below(snapshot.tensors, "average.")
 
 
 def trained_of(snapshot: Snapshot, names: Collection[str]) -> dict[str, Tensor]:
     """The weights of networks in a checkpoint as they were trained, not averaged, by the names of their state_dict."""
-    found = _below(snapshot.tensors, "networks.")
+    found = below(snapshot.tensors, "networks.")
     return {name: tensor for name, tensor in found.items() if name.partition(".")[0] in names}
 
 

@@ -7,15 +7,13 @@ called again with the same store. A run that diverges goes back to its last good
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import torch
 
 from genworker.device import threads
-from genworker.errors import DivergedError
 from genworker.sources.base import Source, some_of
 from genworker.stores.base import Store
-from genworker.training import checkpoint
+from genworker.training import rollback
 from genworker.training.examine import Examiner
 from genworker.training.hooks import Hooks, Metrics, News, TrainResult
 from genworker.training.loader import Loader
@@ -102,9 +100,11 @@ class _Run:
         while self.images_seen < self.spec.training.images and verdict in (Verdict.GO_ON, Verdict.ROLL_BACK):
             verdict = self._stretch()
             if verdict == Verdict.ROLL_BACK:
-                self._roll_back()
+                rollback.roll_back(
+                    self.trainer, self.store, self.watchdog, self.recorder, lambda alarm: self._tell(alarm, "rollback")
+                )
             elif verdict == Verdict.GIVE_UP:
-                self._give_up()
+                rollback.give_up(self.trainer, self.store, self.watchdog, self.recorder)
         if self.recorder is not None:
             self.recorder.wait()
         finished = self.images_seen >= self.spec.training.images
@@ -218,54 +218,8 @@ class _Run:
         self.corrupt_told += len(new)
         return self.corrupt_told
 
-    def _roll_back(self) -> None:
-        """Go back to the last good checkpoint, or to the start, with another seed."""
-        before = replace(self.trainer.state.counters)
-        target = -1
-        if self.recorder is not None:
-            self.recorder.wait()
-            target = self.recorder.last_good()
-        target = self.group.from_first(target)
-        if target >= 0:
-            key = checkpoint.key_of(target)
-            checkpoint.restore(
-                checkpoint.read(self.store, key), self.trainer.state, self.spec, f"{self.store.url}/{key}"
-            )
-        else:
-            self.trainer.reset()
-        counters = self.trainer.state.counters
-        counters.rollbacks, counters.nonfinite_steps = before.rollbacks + 1, before.nonfinite_steps
-        counters.skipped_steps = before.skipped_steps
-        self.watchdog.rolled_back(counters.nonfinite_steps)
-        if self.recorder is not None:
-            where = f"the checkpoint of image {target}" if target >= 0 else "the start, as there is no good checkpoint"
-            alarm = Alarm(
-                before.images_seen,
-                "rollback",
-                f"the run diverged; rollback {counters.rollbacks} of {self.spec.watchdog.max_rollbacks} goes back to {where}, "
-                f"with another seed and {self.spec.watchdog.rollback_lr_scale**counters.rollbacks:g} times the learning rate",
-            )
-            self.recorder.alarm(alarm)
-            self._tell(alarm, "rollback")
-            self.recorder.take_back(self.trainer, self.watchdog.dump())
-
     def _tell(self, alarm: Alarm, kind: str) -> None:
         self.hooks.on_event(News(f"alarm {alarm}", kind, images_seen=alarm.images_seen, alarm=alarm.kind))
-
-    def _give_up(self) -> None:
-        seen = "\n  ".join(str(alarm) for alarm in self.watchdog.alarms[-8:])
-        last = "there is no good checkpoint"
-        if self.recorder is not None:
-            self.recorder.wait()
-            if (good := self.recorder.last_good()) >= 0:
-                last = f"the last good checkpoint is {checkpoint.key_of(good)}"
-            self.recorder.alarm(Alarm(self.images_seen, "gave_up", "the run diverged again and was stopped"))
-            self.recorder.flush_alarms()
-        raise DivergedError(
-            f"{self.store.url}: the run diverged at image {self.images_seen} after "
-            f"{self.trainer.state.counters.rollbacks} rollbacks (watchdog.max_rollbacks {self.spec.watchdog.max_rollbacks}); "
-            f"{last}. What was seen:\n  {seen}"
-        )
 
 
 def _next_multiple(interval: int, images_seen: int) -> int:

@@ -22,13 +22,13 @@ from genworker.device import resolve_precision
 from genworker.families.base import Batch, Phase
 from genworker.sampling.latents import Stream, normals, uniforms
 from genworker.sources.base import Source
-from genworker.training import checkpoint
 from genworker.training.collectives import WorkerGroup
 from genworker.training.ema import WeightAverage
 from genworker.training.gradients import GradientSum
 from genworker.training.loader import LoaderBatch, rank_slice
 from genworker.training.meter import Meter
 from genworker.training.spec import TrainSpec
+from genworker.training.state import Conditions, Counters, TrainingState
 
 _NOISE_STREAMS_PER_PHASE = 16
 
@@ -108,12 +108,12 @@ class Trainer:
             for phase in self.phases
         }
         precision = str(resolve_precision(spec.training.precision, device)).removeprefix("torch.")
-        self.state = checkpoint.TrainingState(
+        self.state = TrainingState(
             self.networks,
             self.average.networks,
             self.optimizers,
-            checkpoint.Counters(),
-            checkpoint.Conditions(source.digest(), len(source), precision),
+            Counters(),
+            Conditions(source.digest(), len(source), precision),
         )
         self._context = Context(spec.seed, self.group, device, batch_images=micro)
 
@@ -127,7 +127,7 @@ class Trainer:
         )
         for optimizer in self.optimizers.values():
             optimizer.state.clear()
-        vars(self.state.counters).update(vars(checkpoint.Counters()))
+        vars(self.state.counters).update(vars(Counters()))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -25,11 +25,11 @@ from genworker.schema import SampleBatch
 from genworker.sources import open_source
 from genworker.stores import open_store
 from genworker.training import checkpoint, loop, record, step
-from genworker.training.checkpoint import Conditions, Counters, TrainingState
 from genworker.training.hooks import Hooks, TrainResult
 from genworker.training.loader import Loader
 from genworker.training.record import BUNDLE_PREFIX, METRICS_KEY, read_metrics
 from genworker.training.spec import TrainSpec
+from genworker.training.state import Conditions, Counters, TrainingState
 from tests.fakes import models
 
 if TYPE_CHECKING:

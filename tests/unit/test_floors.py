@@ -45,6 +45,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
             for name in (
                 "loop",
                 "step",
+                "state",
+                "rollback",
                 "meter",
                 "numbered",
                 "record",
