@@ -80,9 +80,14 @@ def digest_of(value: Any) -> str:
 
 def first_problem(err: ValidationError) -> str:
     """The first thing that is wrong with stored values, with its key where it is one key's, in a line."""
-    problem = err.errors()[0]
-    key, rule = ".".join(str(part) for part in problem["loc"]), _rule(problem["msg"])
+    loc, rule = problems(err)[0]
+    key = ".".join(str(part) for part in loc)
     return f"{key}: {rule}" if key else rule
+
+
+def problems(err: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
+    """Where something is wrong with stored values, and the rule for it."""
+    return [(error["loc"], _rule(error["msg"])) for error in err.errors()]
 
 
 def _rule(message: str) -> str:

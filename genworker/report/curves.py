@@ -98,7 +98,7 @@ def _lines(run: Run, panel: Panel) -> bytes | None:
 def _stack(axes: Axes, reports: Sequence[Line], names: Sequence[str]) -> None:
     """Shares of the time of each report, 0 where a report does not have one."""
     images = np.array([report["images_seen"] for report in reports], np.float64)
-    table = np.array([[report.get(name) or 0.0 for report in reports] for name in names], np.float64)
+    table = np.array([[_number_of(report, name) or 0.0 for report in reports] for name in names], np.float64)
     parts = np.array_split(np.arange(len(images)), min(len(images), MAX_POINTS))
     at = np.array([images[part].mean() for part in parts])
     rows = [np.array([values[part].mean() for part in parts]) for values in table]
@@ -164,6 +164,12 @@ def _series(reports: Sequence[Line], name: str) -> tuple[Array, Array]:
     rows = [(report["images_seen"], report[name]) for report in reports if name in report]
     values = [value if isinstance(value, int | float) else math.nan for _, value in rows]
     return np.array([images for images, _ in rows], np.float64), np.array(values, np.float64)
+
+
+def _number_of(report: Line, name: str) -> float | None:
+    """Its value, None where that is none or one per latent."""
+    value = report.get(name)
+    return value if isinstance(value, int | float) else None
 
 
 def _marks(axes: Axes, run: Run) -> None:

@@ -5,19 +5,21 @@ In: a store, and where in it the run lies. Out: a `Run`. What cannot be read is 
 
 from __future__ import annotations
 
-import json
 import time
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 from genworker import bundle as bundles
 from genworker.errors import BundleError, ObjectMissingError, UsageError
-from genworker.report.lines import AlarmLine, EvaluationFile, Report, SpecFile, Start, Stored, problem_of
+from genworker.report.lines import AlarmLine, EvaluationFile, Report, SpecFile, Start, Stored, parse, problem_of, sound
 from genworker.report.run import Line, Run
 from genworker.stores.base import ObjectInfo, Store
 from genworker.training import checkpoint, record
 from genworker.training.numbered import images_of
 from genworker.training.recorder import DIVERGED_PREFIX
+
+_MAX_NAMED = 10  # what is damaged of one file, or of all files of a folder
+_MAX_LENGTH = 400  # of a sentence: names in it may have any
 
 
 def read_run(
@@ -87,40 +89,43 @@ class _Reader:
 
     def __init__(self, store: Store, prefix: str, found: dict[str, ObjectInfo]) -> None:
         self._store, self._prefix, self._found = store, prefix, found
-        self.damaged: list[str] = []
+        self._named: list[str] = []
+        self._counts: Counter[str] = Counter()
 
-    def json(self, key: str) -> Any:
-        text = self._text(key)
-        try:
-            return None if text is None else json.loads(text)
-        except (ValueError, RecursionError) as err:
-            self.damaged.append(f"{key} is not JSON: {err}")
-            return None
+    @property
+    def damaged(self) -> list[str]:
+        """What was so far; of what a file or a folder has too many to be read by anybody, the first ones and how many more."""
+        more = {name: count - _MAX_NAMED for name, count in self._counts.items() if count > _MAX_NAMED}
+        return self._named + [f"{name}: {count:,} more like these" for name, count in more.items()]
 
     def spec(self) -> Line:
         """Empty where it is damaged, or of something else."""
-        value = self.json(record.SPEC_KEY)
-        return value if value is not None and self._fits(value, SpecFile, f"{record.SPEC_KEY} is of no run") else {}
+        text = self._text(record.SPEC_KEY)
+        if text is None:
+            return {}
+        try:
+            value: Line = parse(text)
+            problem = problem_of(value, SpecFile)
+        except ValueError as err:
+            self._damage(record.SPEC_KEY, f"{record.SPEC_KEY} {err}")
+            return {}
+        if problem is not None:
+            self._damage(record.SPEC_KEY, f"{record.SPEC_KEY} is of no run: {problem}")
+        return value if problem is None else {}
 
-    def lines(self, key: str, kind: type[Report | AlarmLine | Start]) -> list[Line]:
-        lines = []
-        for number, text in enumerate((self._text(key) or "").splitlines(), 1):
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError) as err:
-                self.damaged.append(f"{key}, line {number} is not JSON: {err}")
-                continue
-            if self._fits(line, kind, f"{key}, line {number}"):
-                lines.append(line)
-        return lines
+    def lines(self, key: str, kind: type[Stored]) -> list[Line]:
+        lines = (self._text(key) or "").splitlines()
+        found = [self._sound(text, kind, key, f", line {number}") for number, text in enumerate(lines, 1)]
+        return [line for line in found if line is not None]
 
     def evaluations(self) -> list[Line]:
         found = []
         for key in sorted(self._found):
-            if images_of(key, record.EVALUATIONS_PREFIX, ".json") is not None:
-                line = self.json(key)
-                if line is not None and self._fits(line, EvaluationFile, f"{key} is no evaluation"):
-                    found.append(line)
+            images = images_of(key, record.EVALUATIONS_PREFIX, ".json")
+            text = None if images is None else self._text(key)
+            line = None if text is None else self._sound(text, EvaluationFile, key)
+            if line is not None:
+                found.append(line)
         return found
 
     def bundle(self) -> bundles.BundleInfo | None:
@@ -129,15 +134,25 @@ class _Reader:
         try:
             return bundles.load_info(self._store, self._prefix + record.BUNDLE_PREFIX)
         except BundleError as err:
-            self.damaged.append(str(err))
+            self._damage(record.BUNDLE_PREFIX, str(err))
             return None
 
-    def _fits(self, value: Any, kind: type[Stored], what: str) -> bool:
-        """Whether it is as it has to be; else it is damaged."""
-        problem = problem_of(value, kind)
-        if problem is not None:
-            self.damaged.append(f"{what}: {problem}")
-        return problem is None
+    def _sound(self, text: str, kind: type[Stored], key: str, where: str = "") -> Line | None:
+        """What of a JSON text is as it has to be; the rest of it is damaged."""
+        try:
+            value, wrong = sound(parse(text), kind)
+        except ValueError as err:
+            self._damage(key, f"{key}{where} {err}")
+            return None
+        for problem in wrong:
+            self._damage(key, f"{key}{where}: {problem}")
+        return value
+
+    def _damage(self, key: str, text: str) -> None:
+        name = key.partition("/")[0]
+        self._counts[name] += 1
+        if self._counts[name] <= _MAX_NAMED:
+            self._named.append(text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}...")
 
     def _text(self, key: str) -> str | None:
         if key not in self._found:

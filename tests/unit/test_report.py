@@ -302,10 +302,18 @@ STRANGE: list[tuple[str, bytes]] = [
     (record.METRICS_KEY, SEEN + b'"images_per_second": "x"}'),
     (record.METRICS_KEY, SEEN + b'"elbo.kl": {"a": 1}}'),
     (record.METRICS_KEY, SEEN + b'"kl_per_latent": [1.0, "x"]}'),
+    (record.METRICS_KEY, SEEN + b'"nonfinite_steps": [1]}'),
+    (record.METRICS_KEY, SEEN + b'"images_per_second": [1.0]}'),
+    (record.METRICS_KEY, SEEN + b'"elbo.kl": 1e999}'),
+    (record.METRICS_KEY, SEEN + b'"elbo.kl": 1' + b"0" * 400 + b"}"),
     (record.ALARMS_KEY, SEEN + b'"kind": ["a"], "text": "x"}'),
     (record.ALARMS_KEY, b'{"images_seen": "x", "kind": "a", "text": "x"}'),
     (record.ENVIRONMENT_KEY, b'{"images_seen": "x"}'),
     (record.ENVIRONMENT_KEY, b'{"versions": 4}'),
+    (record.SPEC_KEY, b"null"),
+    (record.SPEC_KEY, b'{"training": {"images": 8}, "a": ' + b"[" * 400 + b"]" * 400 + b"}"),
+    (record.ENVIRONMENT_KEY, b'{"host": ' + b"[" * 400 + b"]" * 400 + b"}"),
+    (EVALUATION, SEEN + b'"metrics": {}, "cards": {"a": ' + b'{"a": ' * 400 + b"1" + b"}" * 402),
     (EVALUATION, b'{"images_seen": "x", "metrics": {"frechet": 1.0}}'),
     (EVALUATION, SEEN + b'"metrics": {"frechet": "1.0"}}'),
     (EVALUATION, SEEN + b'"metrics": {"frechet": 1.0}, "floor": [1]}'),
@@ -362,6 +370,48 @@ def test_damaged_files_are_named_and_the_rest_is_shown(store: Store) -> None:
     assert "Could not be read" in page_of(store).text
     store.put(record.SPEC_KEY, b"[]", overwrite=True)
     assert "It could not be read." in page_of(store).text
+
+
+def test_a_wrong_value_costs_no_more_than_itself(store: Store) -> None:
+    """The rest of its line or file counts; it is named, and of many the first ones and how many more there are."""
+    begin(store)
+    wrong = {"elbo.kl": "12.5", "x.r1": {"a": 1}, "seconds": [2.0], "elbo.nll": 1e200, "images_per_second": 7.0}
+    reports = [json.dumps({"images_seen": 8 * i, "elbo.loss": 1.0, **wrong}) for i in range(1, 101)]
+    store.put(record.METRICS_KEY, "\n".join(reports).encode())
+    start = {"images_seen": 0, "device": "cpu", "versions": {"torch": 2, "python": "3.11"}}
+    store.put(record.ENVIRONMENT_KEY, json.dumps(start).encode())
+    metrics = {"frechet": 1.0, "recall": "1"}
+    evaluation = {"images_seen": 8, "metrics": metrics, "floor": {"frechet": "x", "recall": 0.5}, "seconds": True}
+    store.put(EVALUATION, json.dumps(evaluation).encode())
+    run = read_run(store)
+    assert list(run.reports) == [
+        {"images_seen": 8 * i, "elbo.loss": 1.0, "images_per_second": 7.0} for i in range(1, 101)
+    ]
+    assert list(run.starts) == [{"images_seen": 0, "device": "cpu", "versions": {"python": "3.11"}}]
+    assert list(run.evaluations) == [{"images_seen": 8, "metrics": {"frechet": 1.0}, "floor": {"recall": 0.5}}]
+    of_metrics = [text for text in run.damaged if text.startswith("metrics.jsonl")]
+    assert sorted(of_metrics[:4]) == [
+        "metrics.jsonl, line 1: elbo.kl: Input should be a valid number",
+        "metrics.jsonl, line 1: elbo.nll: beyond 1e+100",
+        "metrics.jsonl, line 1: seconds: Input should be a valid number",
+        "metrics.jsonl, line 1: x.r1: Input should be a valid number",
+    ]
+    assert len(of_metrics) == 11
+    assert of_metrics[-1] == "metrics.jsonl: 390 more like these"
+    assert sorted(text.split(":")[1] for text in run.damaged if text.startswith("evaluations/")) == [
+        " floor.frechet",
+        " metrics.recall",
+        " seconds",
+    ]
+    assert "390 more like these" in page_of(store).text
+
+
+def test_a_name_of_any_length_is_cut(store: Store) -> None:
+    """What is damaged is said in a sentence."""
+    begin(store)
+    store.put(record.METRICS_KEY, json.dumps({"images_seen": 8, "x" * 10_000: "y"}).encode())
+    (text,) = read_run(store).damaged
+    assert len(text) < 500
 
 
 def test_a_page_of_a_run_on_s3(moto: S3Server, point_at: Callable[[S3Server], None]) -> None:
