@@ -119,14 +119,17 @@ class _Reader:
         return [line for line in found if line is not None]
 
     def evaluations(self) -> list[Line]:
+        """In the order of the images seen."""
         found = []
         for key in sorted(self._found):
             images = images_of(key, record.EVALUATIONS_PREFIX, ".json")
             text = None if images is None else self._text(key)
             line = None if text is None else self._sound(text, EvaluationFile, key)
-            if line is not None:
+            if line is not None and line["images_seen"] != images:
+                self._damage(key, f"{key}: images_seen is {line['images_seen']}, and another number in its name")
+            elif line is not None:
                 found.append(line)
-        return found
+        return sorted(found, key=lambda line: int(line["images_seen"]))
 
     def bundle(self) -> bundles.BundleInfo | None:
         if record.BUNDLE_PREFIX + bundles.BUNDLE_KEY not in self._found:

@@ -18,4 +18,4 @@ def key_of(prefix: str, images_seen: int, suffix: str) -> str:
 def images_of(key: str, prefix: str, suffix: str) -> int | None:
     """The images seen that ``key`` names, or None where it is no such name."""
     found = _NUMBER.fullmatch(key.removeprefix(prefix).removesuffix(suffix))
-    return int(found[1]) if found and key == f"{prefix}{found[0]}{suffix}" else None
+    return int(found[1]) if found and key == key_of(prefix, int(found[1]), suffix) else None

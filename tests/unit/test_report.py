@@ -414,6 +414,23 @@ def test_a_name_of_any_length_is_cut(store: Store) -> None:
     assert len(text) < 500
 
 
+def test_an_evaluation_is_of_the_images_in_its_name(store: Store) -> None:
+    """One that says otherwise would stand for another one; two names for one number are not ours."""
+    begin(store)
+    for key, images, metrics in (
+        (EVALUATION, 16, {"recall": 1.0}),
+        (record.evaluation_key(16), 16, {"frechet": 2.0}),
+        (record.evaluation_key(24), 24, {"frechet": 3.0}),
+        ("evaluations/images-0000000000024.json", 24, {"frechet": 1.0}),
+    ):
+        store.put(key, json.dumps({"images_seen": images, "metrics": metrics}).encode())
+    run = read_run(store)
+    assert [line["images_seen"] for line in run.evaluations] == [16, 24]
+    assert run.damaged == [f"{EVALUATION}: images_seen is 16, and another number in its name"]
+    assert run.best_evaluation == {"images_seen": 16, "metrics": {"frechet": 2.0}}
+    assert "16 (best frechet)" in " ".join(page_of(store).text.split())
+
+
 def test_a_page_of_a_run_on_s3(moto: S3Server, point_at: Callable[[S3Server], None]) -> None:
     """The same from an object store."""
     point_at(moto)
