@@ -23,13 +23,14 @@ from genworker.cli.schedule import backfill, catalog, retain
 from genworker.cli.submit import submit
 from genworker.cli.train import train
 from genworker.errors import GenworkerError
+from genworker.printable import printable
 
 
 class _Failure(click.ClickException):
     """A `GenworkerError` on its way to the terminal: its message, its exit code, no traceback."""
 
     def __init__(self, error: GenworkerError) -> None:
-        super().__init__(str(error))
+        super().__init__(printable(str(error)))
         vars(self)["exit_code"] = error.exit_code  # click declares a class variable and reads it from the instance
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from genworker.errors import UsageError
+from genworker.printable import in_a_line, printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +54,7 @@ def verify(url: str, resample: int, use_gpu: bool, sizes_only: bool, as_json: bo
         click.echo(json.dumps({"url": url, "ok": not faults, "resampled": resample, "faults": faults}, indent=2))
     else:
         for fault in faults:
-            click.echo(fault)
+            click.echo(printable(fault))
         if not faults:
             manifest = read_manifest(open_store(url))
             remade = f", {min(resample, len(manifest.shards))} of them remade with equal bytes" if resample else ""
@@ -75,7 +76,7 @@ def info(url_or_bundle: str, as_json: bool) -> None:
         return
     width = max(len(key) for key in facts)
     for key, value in facts.items():
-        click.echo(f"{key.replace('_', ' '):<{width}}  {_plain(value)}")
+        click.echo(f"{key.replace('_', ' '):<{width}}  {in_a_line(_plain(value))}")
 
 
 def _plain(value: object) -> str:

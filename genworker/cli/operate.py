@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genworker.errors import JobError
+from genworker.printable import in_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -156,7 +157,7 @@ def gc(url: str, older_than: float, unfinished: bool, delete: bool, as_json: boo
         click.echo(json.dumps({"url": url, "removed": removed, "num_bytes": num_bytes, "garbage": items}, indent=2))
         return
     for item in garbage:
-        click.echo(f"{item.key}  {size(item.size)}  {item.reason}")
+        click.echo(f"{in_a_line(item.key)}  {size(item.size)}  {item.reason}")
     if delete:
         click.echo(f"removed: {removed:,} objects, {size(num_bytes)}")
     else:

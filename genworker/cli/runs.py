@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genworker.errors import UsageError
+from genworker.printable import in_a_line, printable
 
 if TYPE_CHECKING:
     from genworker.report.run import Run
@@ -30,7 +31,7 @@ def runs(url: str, as_json: bool) -> None:
         click.echo(json.dumps([_facts(run) for run in found], indent=2))
         return
     if not found:
-        click.echo(f"{url}: no training runs here", err=True)
+        click.echo(printable(f"{url}: no training runs here"), err=True)
         return
     if out.is_terminal:
         out.print(_table(found, url))
@@ -62,7 +63,7 @@ def report(run: str, out: Path | None) -> None:
         raise UsageError(
             f"--out {out}: cannot be written: {err.strerror or err}; name a file in a folder that exists"
         ) from err
-    click.echo(f"{out}: {read.name}, {read.state}, {read.images_seen:,} images seen")
+    click.echo(printable(f"{out}: {read.name}, {read.state}, {read.images_seen:,} images seen"))
 
 
 def _name(run: Run, url: str) -> str:
@@ -88,7 +89,7 @@ def _cells(run: Run, url: str) -> list[str]:
     best_cell = "-"
     if best is not None:
         best_cell = f"{run.metric} {number(best['metrics'][run.metric])} at {best['images_seen']:,}"
-    return [*cells, best_cell]
+    return [in_a_line(cell) for cell in (*cells, best_cell)]
 
 
 def _table(found: list[Run], url: str) -> Any:

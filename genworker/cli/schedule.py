@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from genworker.cli.options import DATE, LINEAGE
+from genworker.printable import in_a_line
 
 if TYPE_CHECKING:
     from genworker.bulk.catalog import Published
@@ -97,9 +98,9 @@ def catalog(url: str, as_json: bool) -> None:
             _quality(run),
             f"{duration(max(0.0, now - run.published))} ago",
         ]
-        click.echo("  ".join(cells))
+        click.echo("  ".join(in_a_line(cell) for cell in cells))
     for name in unfinished:
-        click.echo(f"{name or url}  not finished; `genworker status` says more", err=True)
+        click.echo(f"{in_a_line(name or url)}  not finished; `genworker status` says more", err=True)
     click.echo(f"published: {len(published)} datasets, {size(sum(run.num_bytes for run in published))}")
 
 

@@ -27,6 +27,7 @@ from genworker.report.plotting import (
     Array,
     add_legend,
     draw_line,
+    label_of,
     new_axes,
     set_scale,
     to_svg,
@@ -103,7 +104,7 @@ def _stack(axes: Axes, reports: Sequence[Line], names: Sequence[str]) -> None:
     at = np.array([images[part].mean() for part in parts])
     rows = [np.array([values[part].mean() for part in parts]) for values in table]
     colours = [_SHARES.get(name, COLOURS[index % len(COLOURS)]) for index, name in enumerate(names)]
-    labels = [name.removesuffix("_share") for name in names]
+    labels = [label_of(name.removesuffix("_share")) for name in names]
     if len(at) == 1:  # an area needs two sides
         at, rows = np.array([0.0, at[0]]), [np.repeat(row, 2) for row in rows]
     axes.stackplot(at, rows, colors=colours, labels=labels, linewidth=0, alpha=0.9)
@@ -147,7 +148,7 @@ def _evaluations(run: Run) -> Iterator[Curve]:
         if not np.isfinite(values).any():
             continue
         figure, axes = new_axes(run.images_seen)
-        axes.plot(images, values, color=COLOURS[0], marker="o", ms=3.5, label=name, clip_on=False)
+        axes.plot(images, values, color=COLOURS[0], marker="o", ms=3.5, label=label_of(name), clip_on=False)
         floors = [value for line in run.evaluations if (value := (line.get("floor") or {}).get(name)) is not None]
         if floors:
             axes.axhline(floors[-1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1.1, label="real images")

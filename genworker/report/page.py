@@ -1,7 +1,7 @@
 """A training run on one page of HTML that needs nothing else: no network, no script, no file beside it.
 
-In: a `Run` and its store, which the pictures come from. Out: the page as text. Everything that was read from the store is
-escaped; curves and pictures are inside as data.
+In: a `Run` and its store, which the pictures come from. Out: the page as text. Everything that was read from the store is made
+printable and escaped; curves and pictures are inside as data.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import yaml
 
 import genworker
 from genworker.errors import ObjectMissingError
+from genworker.printable import printable
 from genworker.report import curves, names
 from genworker.report.run import Run
 from genworker.stores.base import Store
@@ -30,6 +31,7 @@ def render(run: Run, store: Store) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("genworker.report"),
         autoescape=True,
+        finalize=lambda value: printable(str(value)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from genworker.printable import in_a_line
 from genworker.report.names import number
 
 if TYPE_CHECKING:
@@ -65,12 +67,20 @@ def new_axes(last_image: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def label_of(name: str) -> str:
+    """What stands for ``name`` in a legend."""
+    shown = in_a_line(name)
+    return f" {shown}" if shown.startswith("_") else shown  # matplotlib leaves out what begins with an underscore
+
+
 def draw_line(axes: Axes, images: Array, values: Array, colour: str, label: str) -> None:
     """Draw ``values`` [n] at ``images`` [n]."""
     if len(images) <= MAX_POINTS:
         # A single point between gaps would be invisible as a line, and half of one at the edge.
         few = np.isfinite(values).sum() < 3
-        axes.plot(images, values, color=colour, label=label, marker="o" if few else None, ms=3, clip_on=not few)
+        axes.plot(
+            images, values, color=colour, label=label_of(label), marker="o" if few else None, ms=3, clip_on=not few
+        )
     else:
         parts = np.array_split(np.arange(len(images)), MAX_POINTS)
         finite = [values[part][np.isfinite(values[part])] for part in parts]
@@ -80,7 +90,7 @@ def draw_line(axes: Axes, images: Array, values: Array, colour: str, label: str)
             for reduce in (np.mean, np.min, np.max)
         )
         axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(at, mean, color=colour, label=label)
+        axes.plot(at, mean, color=colour, label=label_of(label))
     lost = images[~np.isfinite(values)]
     if lost.size:
         bottom = axes.get_xaxis_transform()
@@ -148,7 +158,11 @@ def to_svg(figure: Figure) -> bytes:
     """An SVG document without date and links."""
     data = io.BytesIO()
     nothing: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(data, format="svg", metadata=nothing, transparent=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # here, where text is only measured; a browser has more fonts
+        figure.savefig(data, format="svg", metadata=nothing, transparent=True)
     return data.getvalue()
 
 

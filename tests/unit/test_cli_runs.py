@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from genworker import bundle
 from genworker.cli import cli, display
 from genworker.cli.display import Display
 from genworker.report.names import duration, headlines, number
@@ -74,6 +75,30 @@ def test_a_run_whose_spec_is_torn_is_listed_as_far_as_it_is_known(tmp_path: Path
     (tmp_path / record.SPEC_KEY).write_text('{"a": ', encoding="utf-8")
     (line,) = run("runs", tmp_path).stdout.splitlines()
     assert "  ?  running, damaged: 1  48 images  120/s  " in line
+
+
+def test_text_of_strangers_reaches_no_terminal_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as a sequence that a terminal obeys, and not as a line of its own: neither a run's nor a bundle's."""
+    unfit = "\x1b[2J\x07\nok  vae  finished\u202e"
+    make(str(tmp_path / "run"), "vae", 48, **{unfit: 1.0})
+    spec = {"family": {"name": unfit}, "training": {"images": 48}, "evaluation": {"metric": unfit}}
+    (tmp_path / "run" / record.SPEC_KEY).write_text(json.dumps(spec), encoding="utf-8")
+    evaluation = json.dumps({"images_seen": 48, "metrics": {unfit: 1.0}})
+    open_store(str(tmp_path / "run")).put(record.evaluation_key(48), evaluation.encode())
+    models.bundle_of(lineage=bundle.Lineage(source=unfit)).save(open_store(str(tmp_path / "bundle")))
+    damaged = json.dumps({"version": 1, "family": {"name": "vae", unfit: 1}})
+    open_store(str(tmp_path / "damaged")).put(bundle.BUNDLE_KEY, damaged.encode())
+    commands = [["info", "run"], ["info", "bundle"], ["info", "damaged"], ["runs", ""]]
+    outcomes = [CliRunner().invoke(cli, [name, str(tmp_path / place)], color=True) for name, place in commands]
+    assert [outcome.exit_code for outcome in outcomes] == [0, 0, 1, 0]
+    assert len(outcomes[-1].stdout.splitlines()) == 1
+    terminal = Console(force_terminal=True, width=400, color_system=None)
+    monkeypatch.setattr(display, "out", terminal)
+    with terminal.capture() as captured:
+        assert run("runs", tmp_path).exit_code == 0
+    for text in (*(outcome.output for outcome in outcomes), captured.get()):
+        assert "\\x1b[2J\\x07" in text
+        assert all(char.isprintable() or char == "\n" for char in text)
 
 
 def test_runs_as_json_is_strict_json(runs: str) -> None:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "genworker"
 
 # Floor -> modules; ``name.*`` means the package with all that is in it, a plain name that module alone.
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("errors",),
+    0: ("errors", "printable"),
     1: ("schema", "config", "registry", "device"),
     2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "metrics.*"),
     3: (

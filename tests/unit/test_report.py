@@ -372,6 +372,31 @@ def test_damaged_files_are_named_and_the_rest_is_shown(store: Store) -> None:
     assert "It could not be read." in page_of(store).text
 
 
+UNFIT = "\x1b[2J\x00\u202e_\ud800"
+SHOWN = "\\x1b[2J\\x00\\u202e_"  # and the last one escaped or replaced
+
+
+def test_what_cannot_be_shown_is_escaped(store: Store) -> None:
+    """Control characters and halves of characters, in whatever text there is; a browser and UTF-8 want none of them."""
+    spec = json.loads(models.train_spec().model_dump_json())
+    spec["family"]["name"] = spec["evaluation"]["metric"] = spec["data"]["name"] = spec[UNFIT] = UNFIT
+    store.put(record.SPEC_KEY, json.dumps(spec).encode())
+    names = {f"{UNFIT}a.r1": 1.0, f"_{UNFIT}b.r1": 1.0, f"_{UNFIT}_share": 0.5, "forward_share": 0.5}
+    lines(store, record.METRICS_KEY, report(8, **names))
+    lines(store, record.ALARMS_KEY, {"images_seen": 8, "kind": UNFIT, "text": UNFIT})
+    lines(store, record.ENVIRONMENT_KEY, {"host": UNFIT, "versions": {UNFIT: UNFIT}, UNFIT: [{UNFIT: UNFIT}]})
+    card = {"metric": UNFIT, UNFIT: {UNFIT: UNFIT}}
+    evaluation = {"images_seen": 8, "metrics": {UNFIT: 1.0, "_": 2.0}, "cards": {UNFIT: card, "_": card}}
+    store.put(EVALUATION, json.dumps(evaluation).encode())
+    seen = page_of(store)
+    page.render(read_run(store), store).encode()
+    assert seen.text.count(SHOWN) > 15
+    assert all(char.isprintable() or char == "\n" for char in seen.text)
+    svgs = [image.decode() for image in seen.images]
+    assert sum(SHOWN in svg for svg in svgs) == 3  # two panels of the reports, one of the evaluations
+    assert any("> _</text>" in svg for svg in svgs)  # and the metric of that name has its legend
+
+
 def test_a_wrong_value_costs_no_more_than_itself(store: Store) -> None:
     """The rest of its line or file counts; it is named, and of many the first ones and how many more there are."""
     begin(store)
