@@ -152,7 +152,7 @@ def _run_facts(store: Store) -> dict[str, Any]:
         "state": run.state,
         "family": run.family,
         "images_seen": run.images_seen,
-        "planned_images": run.planned_images,
+        "planned_images": run.planned_images or "unknown",
         "alarms": len(run.alarms),
         "last_report": run.last_report or "none yet",
     }

@@ -116,7 +116,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "family": run.family,
         "state": run.state,
         "images_seen": run.images_seen,
-        "planned_images": run.planned_images,
+        "planned_images": run.planned_images or None,
         "seconds_since_written": round(run.quiet_seconds, 1),
         "last_report": finite(run.last_report),
         "alarms": len(run.alarms),

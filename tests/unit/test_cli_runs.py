@@ -101,6 +101,17 @@ def test_text_of_strangers_reaches_no_terminal_as_it_is(tmp_path: Path, monkeypa
         assert all(char.isprintable() or char == "\n" for char in text)
 
 
+def test_how_long_a_run_will_be_is_said_only_where_it_is_known(tmp_path: Path) -> None:
+    """Not as 0 images."""
+    make(str(tmp_path), "vae", 48)
+    (tmp_path / record.SPEC_KEY).write_text("{", encoding="utf-8")
+    assert "planned images  unknown" in run("info", tmp_path).stdout
+    (facts,) = json.loads(run("runs", tmp_path, "--json").stdout)
+    assert facts["planned_images"] is None
+    assert run("report", tmp_path, "--out", tmp_path / "page.html").stdout.endswith(", running, 48 images seen\n")
+    assert "48 images seen" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_runs_as_json_is_strict_json(runs: str) -> None:
     """Numbers that are not finite are null."""
     first, second = json.loads(run("runs", runs, "--json").stdout, parse_constant=pytest.fail)
