@@ -207,9 +207,13 @@ def load_info(store: Store, prefix: str = "") -> BundleInfo:
         version = data.get("version") if isinstance(data, dict) else None
         raise BundleError(f"{where}: version {version!r}; this genworker reads version 1")
     try:
-        return BundleInfo.model_validate(data)
+        info = BundleInfo.model_validate(data)
+        _ = info.digest
     except ValidationError as err:
         raise BundleError(f"{where}: {first_problem(err)}; known families: {', '.join(families.FAMILIES)}") from err
+    except ValueError as err:  # JSON can say half of a surrogate pair, and Python's also NaN
+        raise BundleError(f"{where}: there is no digest of what it holds: {err}") from err
+    return info
 
 
 def load(store: Store, prefix: str = "", *, with_scorer: bool = False) -> Bundle:

@@ -189,6 +189,14 @@ def test_garbage_instead_of_json_is_refused(store: Store, content: bytes, messag
     assert len(str(caught.value)) < 2000
 
 
+@pytest.mark.parametrize("change", [{"networks": ["\ud800"]}, {"networks": ["a\x1b\udfff"]}], ids=ascii)
+def test_a_name_without_a_digest_is_refused(store: Store, change: dict[str, Any]) -> None:
+    """JSON can hold halves of characters, which UTF-8, and so a digest, cannot."""
+    edit(store, lambda data: data.update(change))
+    with pytest.raises(BundleError, match=f"b/{BUNDLE_KEY}: there is no digest of what it holds"):
+        bundles.load_info(store, "b/")
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=60) | st.dictionaries(st.text(max_size=9), st.integers()).map(json.dumps).map(str.encode)
