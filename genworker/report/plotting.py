@@ -28,6 +28,7 @@ Array = npt.NDArray[np.float64]
 _WIDTH, _HEIGHT = 4.7, 2.45  # inches of 72 points; a page scales them
 MAX_POINTS = 400
 _LEGEND_COLUMNS = 3
+_NARROW = 1e-9  # relative to its ends, a narrower axis has no ticks that can be told apart
 COLOURS = ("#2f6f9f", "#c8553d", "#4f8a5b", "#8a5fa8", "#b8892b", "#5b6670")
 INK, MUTED, _LINE, ALARM, ROLLBACK = "#27272a", "#71717a", "#e4e4e7", "#d97706", "#dc2626"
 STYLE: dict[Any, Any] = {
@@ -111,11 +112,12 @@ def set_scale(axes: Axes, values: Array, *, log: bool) -> None:
     if (values == np.round(values)).all():  # counts
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     if values.min() == values.max():
-        axes.set_ylim(values.min() - 1, values.max() + 1)
+        room = max(1.0, _NARROW * float(abs(values.max())))
+        axes.set_ylim(values.min() - room, values.max() + room)
         return
     low, high = np.percentile(values, [4, 96])
     spread = high - low
-    if spread > 0 and values.max() - values.min() > 6 * spread:
+    if spread > _NARROW * max(abs(low), abs(high)) and values.max() - values.min() > 6 * spread:
         axes.set_ylim(max(values.min(), low - spread), min(values.max(), high + spread))
         cut = [
             number(end)

@@ -483,6 +483,14 @@ def test_long_histories_are_thinned_and_spikes_are_said(store: Store) -> None:
     assert drawn(run)["KL term"] == svg  # equal runs give equal bytes
 
 
+@pytest.mark.parametrize("values", [[1e99] * 3, [1e99 * (1 + i % 2 * 1e-15) for i in range(60)] + [2e99]])
+def test_numbers_too_large_for_an_axis_of_their_own_are_drawn(store: Store, values: list[float]) -> None:
+    """They cannot be told from their neighbours, one more and one less."""
+    begin(store)
+    lines(store, record.METRICS_KEY, *(report(8 * i, **{"elbo.kl": value}) for i, value in enumerate(values, 1)))
+    assert "KL term" in drawn(read_run(store))
+
+
 def test_every_metric_has_one_panel() -> None:
     """No metric is drawn twice or left out, known or not."""
     names = ["elbo.kl", "x.grad_norm", "discriminator.r1", "my.own", "active_units", "images_per_second", "images_seen"]
