@@ -102,6 +102,7 @@ class ShardPool:
             self._fill()
             yield from self._receive()
             if self._attempts.all_done():
+                self._tally.show("queue_depth", self._attempts.num_running)
                 return
         yield from self._drain()
         raise Drained
