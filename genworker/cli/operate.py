@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genworker.errors import JobError
-from genworker.printable import in_a_line
+from genworker.printable import in_a_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -112,7 +112,7 @@ def _describe(seen: Status, *, one_line: bool) -> str:
         "samples": f"{seen.samples_done:,} of {seen.num_samples:,} ({share:.1%})",
         "rate": ", ".join(filter(None, [rate, eta])),
         "foreign": f"{seen.num_foreign} objects below data/ that are not the job's" if seen.num_foreign else "",
-        "failed": failures + (f", the last one: {seen.failure}" if seen.failure else ""),
+        "failed": failures + (f", the last one: {printable(seen.failure)}" if seen.failure else ""),
         "next": _next(seen),
     }
     return "\n".join(f"{name:<8} {text}" for name, text in facts.items() if text)
