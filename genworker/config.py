@@ -9,20 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
-from itertools import chain
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genworker.errors import UsageError
 from genworker.registry import nearest
+from genworker.yaml_text import read_mapping, read_value
 
-_MAX_YAML_CHARACTERS = 2**16
 # Of values in messages: a message is read by people, and a spec may come from anybody.
 _MAX_PROBLEMS, _MAX_LINE = 20, 1000
 _SHORT = reprlib.Repr()
@@ -55,9 +53,15 @@ class Spec(BaseModel):
             UsageError: one line per wrong key: where, what was seen, the rule, and the nearest known key.
         """
         try:
-            return cls.model_validate(values)
+            spec = cls.model_validate(values)
         except ValidationError as err:
             raise UsageError(_explain(err, cls, values, origin)) from err
+        # To pydantic a switch is the number 1 or 0; whoever writes one where a number belongs meant something else.
+        if wrong := list(_misplaced_switches(values, spec.model_dump(), ())):
+            raise UsageError(
+                "\n".join(f"{origin}: key {key!r} is {seen}: it has to be a number" for key, seen in wrong)
+            )
+        return spec
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -145,52 +149,12 @@ def load_spec(
             raise UsageError(f"--set {override!r}: write it as key=value, for example --set training.batch_size=128")
         # To YAML a template without quotes would be a mapping within a mapping.
         is_template = text.lstrip().startswith("{{")
-        value = text if is_template else _read_yaml(text, f"--set {_shown(override)}: the value")
+        value = text if is_template else read_value(text, f"--set {_shown(override)}: the value")
         _assign(values, key.split("."), value, override)
     for key, value in flags.items():
         if value is not None:
             _assign(values, key.split("."), value, key)
     return cls.parse(fill_in(values), origin=f"spec {path}")
-
-
-def read_mapping(path: Path, what: str = "spec") -> dict[str, Any]:
-    """The keys and values of a YAML file, ``what`` it is for messages. Raises UsageError when it is no mapping in YAML."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_MAX_YAML_CHARACTERS + 1)
-    except (UnicodeDecodeError, OSError) as err:
-        raise UsageError(f"{what} {path}: cannot be read as YAML: {err}") from err
-    values = _read_yaml(text, f"{what} {path}: the file")
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"{what} {path}: holds a {type(values).__name__} at the top; it has to be a mapping of keys to values"
-        )
-    return values
-
-
-def _read_yaml(text: str, where: str) -> Any:
-    """The value of YAML text. Raises UsageError, also for a value that its aliases (``*name``) blow up."""
-    too_long = UsageError(f"{where} is longer than {_MAX_YAML_CHARACTERS} characters, its aliases written out")
-    if len(text) > _MAX_YAML_CHARACTERS:
-        raise too_long
-    try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is not None and _num_characters(node, {}) > _MAX_YAML_CHARACTERS:
-            raise too_long
-        return None if node is None else loader.construct_document(node)
-    # What does not fit its tag, such as a date in month 13 or a `!!int` of no digits, is answered with many types.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as err:
-        raise UsageError(f"{where} is not YAML: {err}") from err
-
-
-def _num_characters(node: yaml.Node, known: dict[int, int]) -> int:
-    """How long a value is once its aliases are written out; more than any limit for one that contains itself."""
-    if id(node) not in known:
-        known[id(node)] = _MAX_YAML_CHARACTERS + 1
-        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 + sum(1 if isinstance(part, str) else _num_characters(part, known) for part in parts)
-    return known[id(node)]
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, origin: str) -> None:
@@ -203,14 +167,21 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, origin: str) ->
 
 def _explain(err: ValidationError, cls: type[BaseModel], values: Mapping[str, Any], origin: str) -> str:
     lines = []
-    for problem in err.errors()[:_MAX_PROBLEMS]:
+    problems_found = err.errors()
+    for problem in problems_found[:_MAX_PROBLEMS]:
         loc, kind, seen = problem["loc"], problem["type"], problem["input"]
+        if kind == "too_short" and any(other["loc"][: len(loc)] == loc != other["loc"] for other in problems_found):
+            continue  # what is too short is what is left without the values that are told of beside
         key = _key_in(values, loc, also_last=kind in {"extra_forbidden", "missing"})
         rule = _rule(problem["msg"])
         if kind == "extra_forbidden":
             known = _known_keys(cls, [str(part) for part in loc[:-1]])
             hint = nearest(str(loc[-1]), known) or f"; known keys: {', '.join(sorted(known))}"
             lines.append(f"{origin}: unknown key {key!r}{hint}")
+        elif kind == "missing" and isinstance(loc[-1], int):
+            lines.append(
+                f"{origin}: key {_key_in(values, loc[:-1], also_last=False)!r} is {_shown(seen)}: a value is missing"
+            )
         elif kind == "missing":
             lines.append(f"{origin}: key {key!r} is missing")
         elif kind == "union_tag_not_found":
@@ -221,11 +192,26 @@ def _explain(err: ValidationError, cls: type[BaseModel], values: Mapping[str, An
             )
         elif isinstance(seen, Mapping):  # a rule over several keys; its message shows their values
             lines.append(f"{origin}: key {key!r}: {rule}" if key else f"{origin}: {rule}")
+        elif kind in {"model_type", "model_attributes_type"}:
+            keys = ", ".join(sorted(_known_keys(cls, [str(part) for part in loc])))
+            lines.append(f"{origin}: key {key!r} is {_shown(seen)}: it may be a mapping of {keys}")
         else:
             lines.append(f"{origin}: key {key!r} is {_shown(seen)}: {rule}")
     if (more := err.error_count() - _MAX_PROBLEMS) > 0:
         lines.append(f"{origin}: {more} more keys are wrong")
     return "\n".join(line if len(line) <= _MAX_LINE else line[:_MAX_LINE] + "..." for line in lines)
+
+
+def _misplaced_switches(written: Any, taken: Any, path: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
+    """Where a spec says true or false and got a number; as far as it was taken as it was written."""
+    if isinstance(written, bool) and isinstance(taken, int | float) and not isinstance(taken, bool):
+        yield ".".join(path), written
+    elif isinstance(written, Mapping) and isinstance(taken, Mapping):
+        for key in written.keys() & taken.keys():
+            yield from _misplaced_switches(written[key], taken[key], (*path, str(key)))
+    elif isinstance(written, list | tuple) and isinstance(taken, list | tuple):
+        for index, pair in enumerate(zip(written, taken, strict=False)):
+            yield from _misplaced_switches(*pair, (*path, str(index)))
 
 
 def _shown(value: Any) -> str:
@@ -241,7 +227,7 @@ def _key_in(values: Any, loc: Sequence[int | str], *, also_last: bool) -> str:
     parts = []
     for position, part in enumerate(loc):
         is_there = (isinstance(values, Mapping) and part in values) or (
-            isinstance(values, Sequence) and not isinstance(values, str) and isinstance(part, int)
+            isinstance(values, Sequence) and not isinstance(values, str) and part in range(len(values))
         )
         if is_there or (also_last and position == len(loc) - 1):
             parts.append(str(part))

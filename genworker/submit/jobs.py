@@ -19,9 +19,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.runtime_env import RuntimeEnv
 
-from genworker.config import read_mapping
 from genworker.errors import ClusterError, UsageError
 from genworker.submit.request import Request
+from genworker.yaml_text import read_mapping
 
 _MAX_TRIES = 1_000
 _POLL_SECONDS = 1.0

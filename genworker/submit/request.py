@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from genworker.bulk.schedule import check_run_id
-from genworker.config import find_spec, preset_names, read_mapping
+from genworker.config import find_spec, preset_names
 from genworker.errors import UsageError
+from genworker.yaml_text import read_mapping
 
 # Commands, and below which folder of the shipped specs theirs lie.
 COMMANDS = {"train": "", "generate": "generate", "backfill": "generate", "evaluate": ""}

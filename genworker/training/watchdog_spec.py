@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from genworker.config import Spec
 
@@ -44,9 +45,23 @@ class WatchdogSpec(Spec):
         0.5, description="factor on the learning rate after each rollback; 1 keeps it"
     )
 
+    @field_validator("bands", mode="before")
+    @classmethod
+    def _one_name_each(cls, bands: Any) -> Any:
+        """Names of metrics have dots, which ``--set watchdog.bands.discriminator.real_sign=[null,0.9]`` takes for levels."""
+        return dict(_flat(bands)) if isinstance(bands, Mapping) else bands
+
     @model_validator(mode="after")
     def _bands_have_an_inside(self) -> Self:
         for metric, (low, high) in self.bands.items():
             if low is not None and high is not None and low > high:
                 raise ValueError(f"bands {metric} [{low:g}, {high:g}]: every value is outside; write [low, high]")
         return self
+
+
+def _flat(bands: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in bands.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -45,6 +45,8 @@ class Drawing(Spec):
     size: int = 1
     shape: union_by_name([Circle, Square]) = Circle()  # type: ignore[valid-type]
     layers: tuple[Circle, ...] = ()
+    range: tuple[float, float] = (0.0, 1.0)
+    widths: Annotated[tuple[Annotated[int, Field(lt=100)], ...], Field(min_length=1)] = (1,)
 
 
 @pytest.fixture
@@ -105,13 +107,21 @@ def test_a_wrong_set_is_named(file: Path, override: str, message: str) -> None:
     ("text", "message"),
     [
         ("titel: x", "spec x.yaml: unknown key 'titel'; did you mean 'title'?"),
-        ("zzz: x", "spec x.yaml: unknown key 'zzz'; known keys: colour, layers, shape, size, title"),
+        ("zzz: x", "spec x.yaml: unknown key 'zzz'; known keys: colour, layers, range, shape, size, title, widths"),
         ("shape: {name: circle, radus: 1}", "spec x.yaml: unknown key 'shape.radus'; did you mean 'radius'?"),
         # A key of the other member of the union does not help.
         ("shape: {name: circle, side: 1}", "spec x.yaml: unknown key 'shape.side'; known keys: name, radius"),
         ("shape: {name: oval}", "spec x.yaml: key 'shape.name' is 'oval'; known: 'circle', 'square'"),
         ("shape: {radius: 1}", "spec x.yaml: key 'shape.name' is missing"),
-        ("shape: 5", "spec x.yaml: key 'shape' is 5: Input should be a valid dictionary or object"),
+        ("shape: 5", "spec x.yaml: key 'shape' is 5: it may be a mapping of corners, name, radius, side"),
+        ("size: true", "spec x.yaml: key 'size' is True: it has to be a number"),
+        ("shape: {name: circle, radius: true}", "spec x.yaml: key 'shape.radius' is True: it has to be a number"),
+        (
+            "layers: [{radius: 1}, {radius: true}]",
+            "spec x.yaml: key 'layers.1.radius' is True: it has to be a number",
+        ),
+        ("range: [2]", "spec x.yaml: key 'range' is [2]: a value is missing"),
+        ("range: []", "spec x.yaml: key 'range' is []: a value is missing"),
         (
             "shape: {name: circle, radius: -1}",
             "spec x.yaml: key 'shape.radius' is -1: Input should be greater than 0",
@@ -370,3 +380,15 @@ def test_aliases_may_be_used(file: Path) -> None:
     """What is said twice may be written once."""
     file.write_text("layers:\n  - &c {radius: 3}\n  - *c\n", encoding="utf-8")
     assert load_spec(Drawing, str(file), [], {}).layers == (Circle(radius=3), Circle(radius=3))
+
+
+def test_what_is_left_without_wrong_values_is_no_second_fault() -> None:
+    """A list of which every value is refused is not called too short besides; an empty one is."""
+    with pytest.raises(UsageError) as caught:
+        parse("widths: [1000, 2000]")
+    assert [line.partition(": Input")[0] for line in str(caught.value).splitlines()] == [
+        "spec x.yaml: key 'widths.0' is 1000",
+        "spec x.yaml: key 'widths.1' is 2000",
+    ]
+    with pytest.raises(UsageError, match="at least 1 item"):
+        parse("widths: []")

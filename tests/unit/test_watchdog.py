@@ -221,3 +221,11 @@ def test_a_resumed_watchdog_goes_on_counting() -> None:
     resumed.images_seen, resumed.nonfinite = run.images_seen, run.nonfinite
     assert resumed.watchdog.dump() == run.watchdog.dump()
     assert kinds(resumed.report(d__sign=0.9)) == kinds(run.report(d__sign=0.9)) == ["d.sign"]
+
+
+def test_bands_may_be_set_one_by_one() -> None:
+    """``--set watchdog.bands.d.sign=[null,0.9]`` takes the dots of a metric's name for levels."""
+    spec = WatchdogSpec.parse(
+        {"bands": {"d": {"sign": [None, 0.9], "deep": {"er": [0, 1]}}, "kl": [1, 2]}}, origin="test"
+    )
+    assert spec.bands == {"d.sign": (None, 0.9), "d.deep.er": (0.0, 1.0), "kl": (1.0, 2.0)}
