@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -52,7 +51,6 @@ from genworker.errors import (
 from genworker.sampling.calibration import Calibration
 from genworker.stores.base import Store, get_at_most
 
-_LOOKED_AT = 1_000  # objects; what stores list in one request
 _PUTS = 3  # of an object that is said to be there and is not
 
 
@@ -66,23 +64,6 @@ def read_plan(store: Store) -> Plan | None:
     if isinstance(plan, Fault):
         raise PlanError(f"{store.url}/{plan}")
     return plan
-
-
-def check_free(store: Store, plan: Plan) -> None:
-    """Look, before there is a plan, for objects that its job would refuse; one page of the listing, so that it costs no more.
-
-    Raises:
-        DatasetError: data/ holds what is no shard of ``plan``; nothing was written.
-    """
-    owner = Layout(plan).owner
-    page = itertools.islice(store.list(DATA_PREFIX), _LOOKED_AT)
-    stranger = next((info.key for info in page if owner(info.key) is None), None)
-    # With a plan that came meanwhile they are another driver's, which `claim` tells of.
-    if stranger is not None and read_plan(store) is None:
-        raise DatasetError(
-            f"{store.url}/{stranger}: is there without a plan and is no shard of this dataset; nothing else may lie under "
-            f"{DATA_PREFIX}: write to another URL, or move it away; nothing was written"
-        )
 
 
 def claim(store: Store, plan: Plan) -> None:
@@ -238,7 +219,8 @@ def _put_equal(store: Store, key: str, data: bytes) -> None:
             if store.get(key) == data:
                 return
             raise DeterminismError(
-                f"{store.url}/{key}: another one is there already, with other content; one plan must give one result"
+                f"{store.url}/{key}: another one is there already, with other content; one plan must give one result: find out "
+                "who wrote it, remove it if it is foreign, and run the same command again"
             )
     raise StoreError(
         f"{store.url}/{key}: the store says {_PUTS} times that it is taken, and that there is no such object; find out what "

@@ -19,7 +19,7 @@ import torch
 
 from genworker import bundle as bundles
 from genworker import cluster
-from genworker.bulk import actor, commit, removal, summary
+from genworker.bulk import actor, commit, removal, summary, vacancy
 from genworker.bulk.capacity import Capacity
 from genworker.bulk.manifest import published
 from genworker.bulk.metrics import Meters
@@ -28,9 +28,15 @@ from genworker.bulk.pool import Drained, ShardPool
 from genworker.bulk.progress import Price, Progress, Reporter
 from genworker.bulk.protocol import Driver
 from genworker.bulk.records import Manifest, Receipt
-from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
+from genworker.bulk.request import (
+    GenerateSpec,
+    check_reachable,
+    check_same,
+    make_plan,
+    numerics_for,
+    sample_schema,
+)
 from genworker.bulk.tally import Tally
-from genworker.errors import UsageError
 from genworker.sampling.calibration import Calibration
 from genworker.sampling.grid import wasteful_size
 from genworker.stores import open_store
@@ -64,8 +70,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
         ClusterError: the cluster has fewer resources than asked for.
         JobError, StoreError, DeterminismError: the job stopped; run it again to go on.
     """
-    if spec.out.startswith("memory://"):
-        raise UsageError(f"out {spec.out}: memory:// lives in one process and actors are others; use a folder or s3://")
+    check_reachable(spec)
     store = open_store(spec.out)
     removal.check_kept(store)
     bundle = bundles.load(open_store(spec.bundle), with_scorer="score" in (spec.columns or ()))
@@ -89,7 +94,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
                     "calibrate", measured, run.capacity.wanted(draft.num_shards), num_tasks=draft.num_shards
                 )
                 wanted = make_plan(spec, bundle.info, calibration.numerics)
-                commit.check_free(store, wanted)
+                vacancy.check_vacant(store, wanted)
                 plan = commit.agree(store, wanted)
                 check_same(spec, bundle.info, plan)
                 if plan.numerics == calibration.numerics:

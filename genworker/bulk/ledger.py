@@ -44,7 +44,10 @@ def read(store: Store, plan: Plan) -> ReceiptTable:
         except ValidationError as err:
             raise DatasetError(f"{store.url}/{info.key}: is not a batch of receipts: {err.errors()[0]['msg']}") from err
         if batch.plan_id != plan.plan_id:
-            raise DatasetError(f"{store.url}/{info.key}: belongs to plan {batch.plan_id}, not {plan.plan_id}")
+            raise DatasetError(
+                f"{store.url}/{info.key}: belongs to plan {batch.plan_id}, not {plan.plan_id}; it was not written by this job: "
+                "move it away and run the command again"
+            )
         for receipt in batch.receipts:
             if receipt.shard_index >= plan.num_shards:
                 raise DatasetError(

@@ -1,0 +1,96 @@
+"""What a URL without a plan may hold: what the same plan left, and nothing that its job would stumble over."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY
+from genworker.bulk.vacancy import check_vacant
+from genworker.errors import DatasetError
+from genworker.stores import open_store
+from tests.fakes import dataset as fake
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PLAN, OTHER = fake.make_plan(seed=0), fake.make_plan(seed=7)
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> Path:
+    """A published dataset of PLAN that lost its plan."""
+    fake.publish(str(tmp_path / "set"), PLAN)
+    (tmp_path / "set" / PLAN_KEY).unlink()
+    return tmp_path / "set"
+
+
+def keep(*names: str) -> Callable[[Path], None]:
+    """Remove all but some of the files and folders of a dataset."""
+
+    def remove(folder: Path) -> None:
+        for path in (folder / MANIFEST_KEY, folder / SUCCESS_KEY):
+            if path.name not in names:
+                path.unlink()
+        for name in ("data", RECEIPTS_PREFIX):
+            if name not in names:
+                shutil.rmtree(folder / name)
+
+    return remove
+
+
+def put(name: str, content: bytes) -> Callable[[Path], None]:
+    """Put a file into an otherwise empty folder."""
+
+    def write(folder: Path) -> None:
+        shutil.rmtree(folder)
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(content)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "what", [(MANIFEST_KEY,), (SUCCESS_KEY,), (RECEIPTS_PREFIX,), ("data",), (MANIFEST_KEY, SUCCESS_KEY, "data")]
+)
+def test_what_another_plan_left_is_an_obstacle(left: Path, what: tuple[str, ...]) -> None:
+    """Each part of it alone is found, and named; the plan that left it finds it no obstacle."""
+    keep(*what)(left)
+    store = open_store(str(left))
+    check_vacant(store, PLAN)
+    with pytest.raises(DatasetError, match=r": is there without a plan.*; nothing was written$") as caught:
+        check_vacant(store, OTHER)
+    assert any(name in str(caught.value) for name in what)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (put(MANIFEST_KEY, b"{}"), "_manifest.json: is there without a plan, and .*damaged"),
+        (put("data/notes.txt", b"mine"), r"data/notes\.txt: is there without a plan and is no shard"),
+        (put("data", b"mine"), "data: is an object where the folder of the shards belongs"),
+        (put(PLAN.shard_key(0), b"torn"), "data/.*: is there without a plan: "),
+    ],
+)
+def test_what_is_foreign_or_damaged_is_an_obstacle(left: Path, change: Callable[[Path], None], word: str) -> None:
+    """Also for the plan to which it may once have belonged."""
+    change(left)
+    with pytest.raises(DatasetError, match=word):
+        check_vacant(open_store(str(left)), PLAN)
+
+
+def test_other_things_are_none(tmp_path: Path) -> None:
+    """An empty place, one that is not there, and files beside the dataset's own."""
+    check_vacant(open_store(str(tmp_path / "nowhere")), PLAN)
+    (tmp_path / "README.md").write_text("about the data")
+    check_vacant(open_store(str(tmp_path)), PLAN)
+
+
+def test_what_another_driver_claimed_meanwhile_is_left_to_the_claim(left: Path) -> None:
+    """Its objects lie there because it is at work."""
+    store = open_store(str(left))
+    store.put(PLAN_KEY, PLAN.canonical().encode())
+    check_vacant(store, OTHER)
