@@ -5,7 +5,6 @@ In: a store. Out: findings. It writes one small object below ``.genworker/doctor
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
 import time
@@ -17,6 +16,7 @@ from genworker.bulk.plan import CONTROL_PREFIX
 from genworker.doctor.base import Finding
 from genworker.errors import GenworkerError, ObjectExistsError
 from genworker.stores.base import ObjectInfo, Store
+from genworker.stores.folders import leaving_no_empty
 from genworker.stores.keys import TEMPORARY_PREFIX
 from genworker.stores.local import LocalStore
 
@@ -29,24 +29,12 @@ _WARN_FREE_BYTES = 10 * 2**30
 def check_store(store: Store) -> Iterator[Finding]:
     """Yield a finding for each thing that genworker does with a store; stops at the first that nothing works without."""
     key = f"{CONTROL_PREFIX}doctor/{uuid.uuid4().hex}"
-    made = _missing_folders(store, key) if isinstance(store, LocalStore) else []
-    try:
-        yield from _check(store, key, is_new=isinstance(store, LocalStore) and Path(store.url) in made)
-    finally:
-        for folder in made:  # only as far as they are empty
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-
-
-def _missing_folders(store: LocalStore, key: str) -> list[Path]:
-    """The folders that a put under ``key`` makes, the deepest first."""
+    if not isinstance(store, LocalStore):
+        yield from _check(store, key, is_new=False)
+        return
     root = Path(store.url)
-    deepest = [(root / key).parent, root / TEMPORARY_PREFIX]
-    return sorted(
-        {folder for path in deepest for folder in (path, *path.parents) if not folder.exists()},
-        key=lambda folder: len(folder.parts),
-        reverse=True,
-    )
+    with leaving_no_empty((root / key).parent, root / TEMPORARY_PREFIX) as missing:
+        yield from _check(store, key, is_new=root in missing)
 
 
 def _check(store: Store, key: str, *, is_new: bool) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ from genworker.errors import (
     UsageError,
 )
 from genworker.stores.base import ObjectInfo
+from genworker.stores.folders import leaving_no_empty
 from genworker.stores.keys import TEMPORARY_PREFIX, check_key, check_range, is_key
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # A writer that was killed leaves its temporary file; nobody writes one object for a day.
 STALE_SECONDS = 24 * 3600.0
 
+_OPENS = 3  # of a temporary file, whose folder may vanish meanwhile
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISSING = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR}
@@ -59,8 +61,8 @@ class LocalStore:
 
     @cached_property
     def conditional(self) -> bool:
-        """Whether the file system has hard links, found out by making one; the folder is created for that."""
-        with self._edge("probe", TEMPORARY_PREFIX):
+        """Whether the file system has hard links, found out by making one; folders that are made for that do not stay."""
+        with self._edge("probe", TEMPORARY_PREFIX), leaving_no_empty(self._temporary):
             temporary = self._write_temporary(b"")
             second = temporary.with_suffix(".link")
             try:
@@ -157,11 +159,9 @@ class LocalStore:
                     yield ObjectInfo(key, status.st_size, status.st_mtime)
 
     def _write_temporary(self, data: bytes) -> Path:
-        self._make_folder(self._temporary, TEMPORARY_PREFIX)
         path = self._temporary / uuid.uuid4().hex
         try:
-            # os.open keeps the user's umask; tempfile would make objects that nobody else can read.
-            with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:
+            with os.fdopen(self._open_temporary(path), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -169,6 +169,15 @@ class LocalStore:
             path.unlink(missing_ok=True)
             raise
         return path
+
+    def _open_temporary(self, path: Path) -> int:
+        for left in reversed(range(_OPENS)):
+            self._make_folder(self._temporary, TEMPORARY_PREFIX)
+            # A probe of another process may remove the folder, while it is empty.
+            with contextlib.suppress(*([FileNotFoundError] if left else [])):
+                # os.open keeps the user's umask; tempfile would make objects that nobody else can read.
+                return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        raise AssertionError("the last one raises")
 
     def _create(self, temporary: Path, path: Path, key: str) -> None:
         try:
@@ -242,7 +251,10 @@ def _path_of(url: str) -> Path:
             raise UsageError(f"store URL {url!r}: write a file URL as file:///absolute/path, or give the path alone")
         url = unquote(parts.path)
     # Absolute, but with symbolic links kept: the user's name for the folder is the one to show.
-    return Path(os.path.abspath(Path(url).expanduser()))  # noqa: PTH100
+    try:
+        return Path(os.path.abspath(Path(url).expanduser()))  # noqa: PTH100
+    except RuntimeError as err:  # a user whom this machine does not know
+        raise UsageError(f"store URL {url!r}: {err} Write ./~ for a folder of that name") from err
 
 
 def _sync_folder(folder: Path) -> None:

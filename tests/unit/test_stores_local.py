@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from genworker.errors import (
     StoreAccessError,
     StoreError,
     StoreFullError,
+    UsageError,
 )
 from genworker.stores.local import STALE_SECONDS, LocalStore
 
@@ -250,6 +252,7 @@ def test_an_object_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeyp
         synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path)))
 
     store = LocalStore(str(tmp_path / "set"))
+    (tmp_path / "set" / ".genworker" / "tmp").mkdir(parents=True)
     assert store.conditional
     monkeypatch.setattr(os, "fsync", fsync)
     store.put("data/shard/a", b"1")
@@ -291,3 +294,39 @@ def test_a_link_whose_reply_was_lost_is_a_put_that_succeeded(tmp_path: Path) -> 
     with pytest.raises(ObjectExistsError):
         store.put("key", b"1")
     assert store.get("key") == b"1"
+
+
+def test_asking_for_its_abilities_leaves_no_folder(tmp_path: Path) -> None:
+    """Whoever only asks may fail then; folders that were there before stay, and puts work after it."""
+    store = LocalStore(str(tmp_path / "above" / "set"))
+    assert store.conditional
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    assert LocalStore(str(tmp_path / "empty")).conditional
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+    store.put("key", b"x")
+    assert files(tmp_path / "above" / "set") == ["key"]
+
+
+def test_a_put_survives_that_its_folder_is_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process's question may remove the folder of temporary files between its making and the first file in it."""
+    really, opens = os.open, []
+
+    def open_late(path: Any, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_EXCL:
+            opens.append(path)
+            if len(opens) == 1:
+                Path(path).parent.rmdir()
+        return really(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", open_late)
+    store = LocalStore(str(tmp_path))
+    store.put("key", b"x", overwrite=True)
+    assert len(opens) == 2
+    assert store.get("key") == b"x"
+
+
+def test_a_path_of_an_unknown_user_is_refused() -> None:
+    """What Python calls a RuntimeError."""
+    with pytest.raises(UsageError, match=r"store URL '~no-such-user-here/x': .*home directory.* \./~"):
+        LocalStore("~no-such-user-here/x")
