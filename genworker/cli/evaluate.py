@@ -111,6 +111,7 @@ def _bundle_of(store: Store) -> Bundle:
     from genworker.cli.look import kind_of
     from genworker.errors import BundleError, UsageError
     from genworker.stores import child_url
+    from genworker.stores.base import is_there
     from genworker.training import record
 
     kind = kind_of(store)
@@ -121,9 +122,11 @@ def _bundle_of(store: Store) -> Bundle:
     try:
         return bundles.load(store, record.BUNDLE_PREFIX)
     except BundleError as err:
+        best = ""
+        if is_there(store, record.BEST_PREFIX + bundles.BUNDLE_KEY):
+            best = f"evaluate {child_url(store.url, 'best')}, the best checkpoint that was measured so far, or "
         raise UsageError(
-            f"{store.url}: the run has no bundle yet, it is not finished; evaluate {child_url(store.url, 'best')}, the best "
-            "checkpoint that was measured so far, or run the training command again"
+            f"{store.url}: the run has no bundle yet, it is not finished; {best}run the training command again"
         ) from err
 
 

@@ -26,9 +26,9 @@ def run_training(spec: TrainSpec, out: str, title: str, *, name: str | None = No
     Its log names the run by an id that all tries at one URL share. Lineage events call the job by ``name`` and go to
     ``lineage``, see `genworker.lineage.sender.follow`.
     """
+    store = open_store(out)  # first of all: an address that cannot be used has no name either
     job = jobs.training(spec, out, name)
     display = Display(title, spec.training.images, "images", note="starting Ray", run_id=job.resume_id)
-    store = open_store(out)
 
     def work() -> None:
         try:
@@ -36,7 +36,7 @@ def run_training(spec: TrainSpec, out: str, title: str, *, name: str | None = No
         except BundleError:
             pass
         else:
-            record.claim(spec, store)  # the bundle of another run must not pass for this one's
+            record.claim(spec, store, goes_on=False)  # the bundle of another run must not pass for this one's
             images_seen = info.lineage.images_seen
             news = News(f"{out} is finished ({images_seen:,} images seen)", "finished", "info", images_seen=images_seen)
             display.event(news, style=None)
@@ -68,6 +68,7 @@ def run_generation(
     Lineage events call the job by ``name``, say that it is that of ``date``, and go to ``lineage``, see
     `genworker.lineage.sender.follow`.
     """
+    open_store(spec.out)  # as above
     job = jobs.generation(spec, name, date)
     display = Display(title, spec.num_samples, "samples", note="starting Ray", run_id=run_id or job.resume_id)
     latest = Progress(num_shards=0, num_done=0, samples_done=0, bytes_done=0, samples_made=0, making_seconds=0.0)

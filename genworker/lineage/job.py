@@ -22,13 +22,13 @@ from genworker.bulk.progress import Progress
 from genworker.bulk.records import Manifest, Success
 from genworker.bulk.request import GenerateSpec
 from genworker.errors import UsageError
+from genworker.printable import without_login
 from genworker.stores import Store, child_url
 from genworker.training.record import BUNDLE_PREFIX
 from genworker.training.spec import TrainSpec
 
 OWN_NAMESPACE = "genworker"
 
-_USER = re.compile(r"(?<=//)[^\s/]*@")
 _QUERY_OF_URL = re.compile(r"(://[^\s?#]*)[?#]\S*")
 _QUERY_OF_PATH = re.compile(r"\?[^\s?=]+=\S*")
 _FIELD_TYPES = {"label": "int64", "latents": "float32[]", "score": "float32"}
@@ -176,7 +176,7 @@ def parent_of_environment() -> tuple[str, str, str] | None:
 
 def without_secrets(text: str) -> str:
     """``text`` with users, passwords and queries taken out of the URLs in it."""
-    return _QUERY_OF_PATH.sub("", _QUERY_OF_URL.sub(r"\1", _USER.sub("", text)))
+    return _QUERY_OF_PATH.sub("", _QUERY_OF_URL.sub(r"\1", without_login(text)))
 
 
 def _place_of(url: str) -> str:

@@ -26,10 +26,11 @@ ROLLBACKS_KEY = "rollbacks.jsonl"  # one line per rollback: its number, the imag
 BEST_PREFIX = "best/"  # the bundle of the checkpoint with the best evaluation so far
 
 
-def claim(spec: TrainSpec, store: Store) -> None:
+def claim(spec: TrainSpec, store: Store, *, goes_on: bool = True) -> None:
     """Write spec.json, or check that the one there is of the same run.
 
-    A spec.json with nothing beside it is of a run that never started; another spec takes its place.
+    A spec.json with nothing beside it is of a run that never started; another spec takes its place. So does the same run's with
+    other settings that may change from start to start, such as workers, where it ``goes_on``: reports go by what holds now.
 
     Raises:
         CheckpointError: another run is there, with the differences.
@@ -40,6 +41,8 @@ def claim(spec: TrainSpec, store: Store) -> None:
     except ObjectExistsError as err:
         theirs = _stored_spec(store)
         if theirs.spec_id == spec.spec_id:
+            if theirs != spec and goes_on:
+                store.put(SPEC_KEY, text, overwrite=True)
             return
         keys = [info.key for info in store.list()]
         if keys == [SPEC_KEY]:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from genworker import metrics
 from genworker.config import Spec, digest_of, union_by_name
 from genworker.families import AnyFamilyConfig
+from genworker.placement import NodeLabels
 from genworker.sources import SOURCES
 from genworker.sources import get as get_source
 from genworker.sources.base import SourceConfig
@@ -49,8 +50,15 @@ class TrainingSpec(Spec):
         120.0, description="how long an object store that fails is tried again before the run stops"
     )
     callbacks: tuple[Literal["tensorboard", "mlflow"], ...] = Field(
-        ("tensorboard",), description="where reports and pictures go besides metrics.jsonl"
+        ("tensorboard",), description="where reports and pictures go besides metrics.jsonl, each once"
     )
+
+    @field_validator("callbacks")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("name each once: two of a kind would write the same places")
+        return names
 
 
 class EvaluationSpec(Spec):
@@ -98,7 +106,7 @@ class ResourceSpec(Spec):
     )
     use_gpu: bool = False
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
-    node_labels: dict[str, str] = Field(
+    node_labels: NodeLabels = Field(
         default_factory=dict, description="Ray labels that the nodes of workers must have; default: any node"
     )
     wait_seconds: Annotated[float, Field(ge=0)] = Field(

@@ -12,7 +12,7 @@ import pytest
 from genworker.errors import UsageError
 from genworker.stores import open_store
 from genworker.training import callbacks
-from genworker.training.callbacks.group import CallbackGroup
+from genworker.training.callbacks.group import CallbackGroup, _words
 from genworker.training.spec import TrainingSpec
 from tests.fakes import models
 
@@ -158,6 +158,13 @@ def test_a_callback_that_fails_now_and_then_stays(
     callback.close()
     assert len(Flaky.calls) == 21
     assert events == ["callback Flaky failed in flush, training goes on: ConnectionError: no space"]
+
+
+def test_a_callback_is_named_once_and_servers_without_passwords() -> None:
+    """Two of one kind would write over each other; an error of a client may hold the address that it was given."""
+    with pytest.raises(UsageError, match=r"training\.callbacks.*name each once"):
+        models.train_spec(callbacks=["tensorboard", "tensorboard"])
+    assert _words(ValueError("no http://me:secret@host/x\nhere")) == "ValueError: no http://host/x here"
 
 
 def test_a_callback_that_cannot_start_is_left_out(

@@ -151,3 +151,20 @@ def test_whatever_a_server_answers_is_for_the_client(store: Store, monkeypatch: 
         with pytest.raises(MlflowException, match="401"):
             MLflow(store, SPEC, 0)
         server.shutdown()
+
+
+def test_a_password_in_the_address_is_kept_nowhere(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither beside the run nor in a message, whatever is wrong with the address; the run is found again without it."""
+    monkeypatch.setattr(mlflow, "_check_answers", lambda _uri: None)
+    address = os.environ["MLFLOW_TRACKING_URI"]
+    store.put(RUN_KEY, json.dumps({"tracking_uri": "http://me:secret@host:5000", "run_id": "r"}).encode())
+    asked = mlflow.without_login(json.loads(store.get(RUN_KEY))["tracking_uri"])
+    assert asked == "http://host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    store.delete(RUN_KEY)
+    MLflow(store, SPEC, 0).close()
+    assert "@" not in store.get(RUN_KEY).decode()
+    monkeypatch.undo()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@:5000")
+    with pytest.raises(StoreError, match=r"^MLFLOW_TRACKING_URI http://:5000: nothing answers .*\(InvalidURL\)"):
+        MLflow(store, SPEC, 0)

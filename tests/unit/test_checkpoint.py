@@ -478,7 +478,12 @@ def test_claim_takes_an_empty_store_and_its_own_run(store: Store) -> None:
     """The first claim writes the spec; the same spec, with any resources or rhythm, may claim again."""
     record.claim(models.train_spec(), store)
     spec = models.train_spec(report_every_images=5, checkpoint_every_images=9)
-    record.claim(spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 3})}), store)
+    other = spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 3})})
+    record.claim(other, store)
+    # Reports go by what the newest start asked for; a finished run is left as it is.
+    assert json.loads(store.get(record.SPEC_KEY)) == other.model_dump(mode="json")
+    record.claim(spec, store, goes_on=False)
+    assert json.loads(store.get(record.SPEC_KEY)) == other.model_dump(mode="json")
 
 
 def test_claim_refuses_another_run_with_the_differences(store: Store) -> None:

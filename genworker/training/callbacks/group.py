@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from genworker.printable import without_login
 from genworker.training import callbacks
 
 if TYPE_CHECKING:
@@ -148,5 +149,5 @@ class _Lane:
 
 
 def _words(err: Exception) -> str:
-    """An exception in one line."""
-    return f"{type(err).__name__}: {' '.join(str(err).split())}"
+    """An exception in one line, without the password of a server that it may name."""
+    return f"{type(err).__name__}: {without_login(' '.join(str(err).split()))}"

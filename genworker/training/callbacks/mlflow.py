@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from genworker.errors import ObjectMissingError, StoreError, UsageError
+from genworker.printable import without_login
 from genworker.training.pictures import png_bytes
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class MLflow:
             known = json.loads(self._store.get(RUN_KEY))
         except ObjectMissingError:
             return None
-        if known["tracking_uri"] != uri:
+        if without_login(known["tracking_uri"]) != without_login(uri):
             return None
         try:
             run = self._client.get_run(known["run_id"])
@@ -118,7 +118,9 @@ class MLflow:
         params = [Param(key, value) for key, value in _flat(self._spec.model_dump(mode="json"))]
         for first in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(run_id, params=params[first : first + _MAX_PARAMS])
-        self._store.put(RUN_KEY, json.dumps({"tracking_uri": uri, "run_id": run_id}).encode(), overwrite=True)
+        self._store.put(
+            RUN_KEY, json.dumps({"tracking_uri": without_login(uri), "run_id": run_id}).encode(), overwrite=True
+        )
         return run_id
 
     def _log(self, values: Values, step: int) -> None:
@@ -140,15 +142,14 @@ def _check_answers(uri: str) -> None:
     """Raise StoreError unless something answers at ``uri``, where that is an address; whatever it answers is the client's."""
     import requests  # which MLflow's client is built on, so that proxies and certificates count alike
 
-    address = urlsplit(uri)
-    if address.scheme not in {"http", "https"}:
+    if not uri.startswith(("http://", "https://")):
         return
-    shown = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()  # without a password
+    shown = without_login(uri)
     try:
         requests.head(uri, timeout=_ANSWER_SECONDS)
     except requests.exceptions.SSLError:
         return
-    except (requests.ConnectionError, requests.Timeout) as err:
+    except requests.RequestException as err:
         raise StoreError(
             f"MLFLOW_TRACKING_URI {shown}: nothing answers there within {_ANSWER_SECONDS:g} s ({type(err).__name__}), so it "
             "hears nothing of this run; check the address and that the server runs, then stop the run and start it again, "
