@@ -36,6 +36,13 @@ def pick_device(*, use_gpu: bool, share: float = 1.0) -> torch.device:
     return device
 
 
+def is_out_of_memory(err: Exception) -> bool:
+    """Whether a device had no memory for what was asked of it; on a CPU torch says so in words alone."""
+    return isinstance(err, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(err, RuntimeError) and "DefaultCPUAllocator" in str(err)
+    )
+
+
 def free_unused_memory(device: torch.device) -> None:
     """Give back what torch keeps of a GPU's memory for later, so that others find room; on a CPU nothing is kept by it."""
     if device.type == "cuda":

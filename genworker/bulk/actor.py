@@ -7,6 +7,7 @@ node has; no image ever goes there.
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -16,10 +17,13 @@ from genworker.bulk.request import GenerateSpec
 from genworker.bulk.shard import ShardMaker
 from genworker.bulk.trials import calibrated
 from genworker.device import pick_device
+from genworker.errors import OtherMachineError, UsageError
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+
+    import torch
 
     from genworker.bulk.plan import Task
     from genworker.bulk.records import Receipt
@@ -40,10 +44,17 @@ class ShardActor:
     def __init__(self, out: str, bundle: Bundle, *, use_gpu: bool, num_cpus: int = 1, gpu_share: float = 1.0) -> None:
         self._store = open_store(out)
         self._bundle: Bundle | None = bundle
-        self._device = pick_device(use_gpu=use_gpu, share=gpu_share)
+        self._use_gpu, self._gpu_share = use_gpu, gpu_share
         self._num_cpus = num_cpus
         self._maker: ShardMaker | None = None
         self._setting_up = threading.Lock()
+
+    @cached_property
+    def _device(self) -> torch.device:
+        try:
+            return pick_device(use_gpu=self._use_gpu, share=self._gpu_share)
+        except UsageError as err:  # not the request is wrong, but this machine for it
+            raise OtherMachineError(str(err)) from err
 
     def calibrate(self, spec: GenerateSpec, num_actors: int) -> Calibration:
         """The numerics of this actor's kind of machine, for a new plan."""

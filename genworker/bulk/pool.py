@@ -120,7 +120,7 @@ class ShardPool:
 
         Raises:
             JobError: all that were asked died, or actors keep dying; ClusterError: there is no room for as many as there must
-                be; GenworkerError as it was raised there.
+                be; OtherMachineError: on no machine; GenworkerError as it was raised there.
         """
         self._tasks_left = num_tasks
         self._capacity.check(num_tasks)
@@ -131,7 +131,13 @@ class ShardPool:
             try:
                 return self._answer(member, method, args)
             except RayTaskError as err:
-                raise (err.cause if isinstance(err.cause, GenworkerError) else err) from err
+                if isinstance(err.cause, OtherMachineError):  # another machine may be of use
+                    self._do_without(member, err.cause)
+                    continue
+                if isinstance(err.cause, GenworkerError):
+                    raise err.cause from err
+                what = f"{type(err.cause).__name__}: {err.cause}"
+                raise JobError(f"{method}: failed in the actor on {member.where}: {what}; nothing was made") from err
             except RayActorError as err:
                 deaths += 1
                 if deaths == self._max_attempts:

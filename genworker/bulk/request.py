@@ -19,6 +19,7 @@ from genworker.bundle import BundleInfo
 from genworker.config import Spec
 from genworker.device import pick_device
 from genworker.errors import PlanError, UsageError
+from genworker.placement import NodeLabels
 from genworker.schema import Extras, ImageSchema
 from genworker.stores import open_store
 
@@ -56,11 +57,13 @@ class GenerateSpec(Spec):
         None, description="a number, or [min, max] to follow what the cluster has; default: all that it holds"
     )
     use_gpu: bool = False
-    gpus_per_actor: Annotated[float, Field(gt=0)] = Field(1.0, description="with use_gpu; below 1, actors share a GPU")
+    gpus_per_actor: Annotated[float, Field(ge=0.0001)] = Field(
+        1.0, description="with use_gpu; below 1, actors share a GPU"
+    )
     cpus_per_actor: Annotated[int, Field(ge=1, le=_MOST_CPUS)] = Field(
         1, description="to compute with, or to encode beside a GPU"
     )
-    node_labels: dict[str, str] = Field(
+    node_labels: NodeLabels = Field(
         default_factory=dict, description="Ray labels that the nodes of actors must have; default: any node"
     )
     max_attempts: Count = 3
@@ -92,15 +95,31 @@ class GenerateSpec(Spec):
             raise ValueError(f"gpus_per_actor {self.gpus_per_actor}: above 1 it must be a whole number")
         return self
 
-    @field_validator("labels")
+    @field_validator("labels", mode="before")
     @classmethod
-    def _in_one_spelling(cls, value: str) -> str:
-        return str(int(value)) if value.isascii() and value.isdecimal() and len(value) < 10 else value  # 03 is 3
+    def _in_one_spelling(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return str(int(value)) if isinstance(value, str) and _is_number(value) else value  # 03 is 3
+
+    @field_validator("actors", mode="before")
+    @classmethod
+    def _min_and_max(cls, value: Any) -> Any:
+        if not isinstance(value, str | int):
+            return value
+        parts = str(value).split(":")
+        if len(parts) > 2 or not all(_is_number(part) and int(part) for part in parts):
+            raise ValueError("write a number of actors, or min:max as in 2:8, each from 1 on")
+        return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))
 
     @field_validator("columns", mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def sample_schema(info: BundleInfo) -> ImageSchema:
@@ -127,10 +146,15 @@ def make_plan(spec: GenerateSpec, info: BundleInfo, numerics: Numerics) -> Plan:
     schema = sample_schema(info)
     _check_labels(spec, schema)
     codec = codecs.make(spec.codec, schema)
-    per_shard = spec.samples_per_shard or default_samples_per_shard(spec.num_samples, schema, numerics.micro_batch)
     columns = _columns(spec, info, schema)
     latent_dim = info.family.latent_dim if "latents" in columns else 0
     extras = Extras(latent_dim, score="score" in columns)
+    per_shard = spec.samples_per_shard
+    if per_shard is None:
+        usual = default_samples_per_shard(spec.num_samples, schema, numerics.micro_batch)
+        most = formats.make(spec.format, schema, codec, extras).max_samples_per_shard()
+        # Tiny images, beside which names, latents and headers are large.
+        per_shard = usual if usual <= most else most // numerics.micro_batch * numerics.micro_batch or max(1, most)
     formats.check_samples_per_shard(spec.format, schema, codec, per_shard, extras)
     return Plan.parse(
         {
@@ -172,11 +196,18 @@ def _check_labels(spec: GenerateSpec, schema: ImageSchema) -> None:
         )
 
 
+def check_reachable(spec: GenerateSpec) -> None:
+    """Raise UsageError for an output that only this process could see."""
+    if spec.out.startswith("memory://"):
+        raise UsageError(f"out {spec.out}: memory:// lives in one process and actors are others; use a folder or s3://")
+
+
 def resolve(spec: GenerateSpec) -> tuple[Plan, bool]:
     """The plan that `generate` would carry out: where the URL holds none yet, with this machine's numerics, not calibrated.
 
     With it comes whether that is settled, or a job that is long enough would change the numerics by measuring first.
     """
+    check_reachable(spec)
     info = bundles.load_info(open_store(spec.bundle))
     existing = commit.read_plan(open_store(spec.out))
     if existing is not None:

@@ -16,7 +16,7 @@ from genworker.bulk.plan import Numerics, Task
 from genworker.bulk.request import GenerateSpec, make_plan, numerics_for, sample_schema
 from genworker.bulk.stages import StageSeconds
 from genworker.bundle import Bundle
-from genworker.device import free_unused_memory
+from genworker.device import free_unused_memory, is_out_of_memory
 from genworker.errors import UsageError
 from genworker.sampling.calibration import (
     WORTHWHILE_SECONDS,
@@ -39,15 +39,18 @@ def calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_act
 
     Raises:
         BundleError: the generator's images, or their scores, are not finite there.
-        UsageError: the memory of a GPU does not hold a micro-batch.
+        UsageError: the device's memory does not hold a micro-batch.
     """
     try:
         return _calibrated(spec, bundle, device, num_actors)
-    except torch.OutOfMemoryError as err:
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
         size = numerics_for(spec, sample_schema(bundle.info), device).micro_batch
+        where = f"a GPU's memory, with gpus_per_actor {spec.gpus_per_actor:g}," if spec.use_gpu else "memory"
+        or_more = ", or more of the GPU where actors share it" if spec.use_gpu else ""
         raise UsageError(
-            f"micro_batch {size}: a GPU's memory, with gpus_per_actor {spec.gpus_per_actor:g}, does not hold so many samples; "
-            "give a smaller --micro-batch, or more of the GPU where actors share it"
+            f"micro_batch {size}: {where} does not hold so many samples at a time; give a smaller --micro-batch{or_more}"
         ) from err
     finally:
         free_unused_memory(device)
@@ -83,6 +86,7 @@ def _calibrated(spec: GenerateSpec, bundle: Bundle, device: torch.device, num_ac
         start,
         force_float32=spec.precision == "float32",
         fixed_micro_batch=spec.micro_batch is not None,
+        shard=spec.samples_per_shard,
     )
     found = calibrate(start, steps, measure, clock=clock)
     return found.model_copy(update={"encode_seconds": encode_seconds})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -20,19 +21,6 @@ if TYPE_CHECKING:
 
 def _was_typed(context: click.Context, key: str) -> bool:
     return context.get_parameter_source(key) is ParameterSource.COMMANDLINE
-
-
-class _ActorRange(click.ParamType[int | tuple[int, int]]):
-    """``N`` or ``MIN:MAX``."""
-
-    name = "actors"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
-        """An int, or a pair of them; that min is not above max is the spec's rule."""
-        parts = str(value).split(":")
-        if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
-            self.fail(f"{value} is not in the range x>=1; write a number of actors, or min:max as in 2:8", param, ctx)
-        return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
 @click.command()
@@ -77,7 +65,6 @@ class _ActorRange(click.ParamType[int | tuple[int, int]]):
 )
 @click.option(
     "--actors",
-    type=_ActorRange(),
     metavar="N|MIN:MAX",
     help="A number, or a range that follows the cluster. Default: as many as the cluster holds.",
 )
@@ -194,7 +181,7 @@ def generate(
             click.echo(f"cost:      {cost:.4f}, {per_million:.4f} per million samples")
     else:
         click.echo("made:      nothing, it was complete")
-    click.echo(f"next:      genworker verify {spec.out} --resample 3")
+    click.echo(f"next:      genworker verify {shlex.quote(spec.out)} --resample 3")
 
 
 def _show_plan(spec: GenerateSpec) -> None:

@@ -126,9 +126,15 @@ def calibrate(
 
 
 def steps_for(
-    device: torch.device, generator: nn.Module, start: Numerics, *, force_float32: bool, fixed_micro_batch: bool
+    device: torch.device,
+    generator: nn.Module,
+    start: Numerics,
+    *,
+    force_float32: bool,
+    fixed_micro_batch: bool,
+    shard: int | None = None,
 ) -> list[list[Change]]:
-    """What can pay on ``device``, the largest gains first.
+    """What can pay on ``device``, the largest gains first; ``shard`` is the number of samples that the user put in one.
 
     `torch.compile` is not among them: on a CPU it was measured to gain 3% for 20 seconds of compiling in every actor. Nor is
     the memory format: our networks lay their features out channels-last by themselves, whatever the layout of the weights.
@@ -136,6 +142,8 @@ def steps_for(
     on_gpu = device.type == "cuda"
     sizes = () if fixed_micro_batch else (4, 16, 64) if on_gpu else (0.25, 0.5, 2)
     micro_batches = [{"micro_batch": max(1, int(start.micro_batch * factor))} for factor in sizes]
+    if sizes and shard is not None and shard < start.micro_batch:
+        micro_batches.append({"micro_batch": shard})
     dtypes = [] if force_float32 or not has_fast_bfloat16(device) else [{"dtype": "float32"}]
     layers = [{"upsampling": "subpixel"}] if has_layers_for_it(generator) else []
     if on_gpu:

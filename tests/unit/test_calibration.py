@@ -12,18 +12,27 @@ import pytest
 import torch
 from torch import nn
 
+from genworker import codecs, formats
 from genworker.bulk import commit, trials
-from genworker.bulk.request import GenerateSpec, check_same, make_plan, numerics_for, sample_schema
+from genworker.bulk.request import (
+    GenerateSpec,
+    check_same,
+    default_samples_per_shard,
+    make_plan,
+    numerics_for,
+    sample_schema,
+)
 from genworker.bulk.summary import forecast, sentence
 from genworker.bulk.trials import calibrated
 from genworker.bundle import Bundle, Lineage
 from genworker.cli.look import describe
+from genworker.device import pick_device
 from genworker.errors import BundleError, PlanError, UsageError
 from genworker.sampling import evaluators
 from genworker.sampling.calibration import Calibration, Measurement, Trial, calibrate, clock_of, steps_for
 from genworker.sampling.numerics import check_numerics, resolve_numerics
 from genworker.sampling.subpixel import with_subpixel_layers
-from genworker.schema import Pixels
+from genworker.schema import ImageSchema, Pixels
 from genworker.stores import open_store
 from tests.fakes import dataset as fake
 from tests.fakes import models
@@ -279,5 +288,55 @@ def test_a_micro_batch_that_no_memory_holds_is_told(monkeypatch: pytest.MonkeyPa
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(trials, "measured", full)
-    with pytest.raises(UsageError, match=r"micro_batch 16: .* gpus_per_actor 0.5, .*smaller --micro-batch"):
-        calibrated(request(micro_batch=16, gpus_per_actor=0.5), models.bundle_of(), CPU, 1)
+    with pytest.raises(UsageError, match=r"micro_batch 16: .* gpus_per_actor 0\.5, .*smaller --micro-batch"):
+        calibrated(request(micro_batch=16, use_gpu=True, gpus_per_actor=0.5), models.bundle_of(), CPU, 1)
+
+
+def test_so_is_one_that_a_cpu_has_no_memory_for() -> None:
+    """There torch has no exception of its own for it; a request of terabytes is refused by the allocator at once."""
+    bundle = models.bundle_of(schema=ImageSchema(channels=3, height=256, width=256), generator={"widths": [32]})
+    with pytest.raises(UsageError, match=r"^micro_batch 65536: memory does not hold so many samples at a time"):
+        calibrated(request(micro_batch=65_536, precision="float32"), bundle, CPU, 1)
+
+
+def test_other_bugs_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: object, **_how_long: object) -> Measurement:
+        raise RuntimeError("cuDNN error")
+
+    monkeypatch.setattr(trials, "measured", broken)
+    with pytest.raises(RuntimeError, match="cuDNN error"):
+        calibrated(request(), models.bundle_of(), CPU, 1)
+
+
+def test_shards_smaller_than_a_micro_batch_are_one_of_the_sizes() -> None:
+    """Else most of each evaluation would be thrown away, whatever is chosen."""
+    for shard, last in ((1, 1), (100, 100), (128, 256), (None, 256)):
+        sizes = steps_for(CPU, nn.Identity(), START, force_float32=True, fixed_micro_batch=False, shard=shard)[-2]
+        assert sizes[-1] == {"micro_batch": last}
+    assert steps_for(CPU, nn.Identity(), START, force_float32=True, fixed_micro_batch=True, shard=1)[-2] == []
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_process_takes_its_share_of_a_gpu(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below a whole one torch is told the part, before anything is put there."""
+    told: list[tuple[float, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, device: told.append((part, device)))
+    device = pick_device(use_gpu=True, share=share)
+    assert device == torch.device("cuda", 0)
+    assert told == ([(share, device)] if share < 1 else [])
+
+
+@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("codec", codecs.names())
+def test_shards_of_tiny_images_stay_within_their_format(name: str, codec: str) -> None:
+    """By default no more go into a shard than surely fit, beside names, headers and latents."""
+    tiny = ImageSchema(channels=1, height=8, width=8, num_classes=1, class_names=("one",))
+    bundle = models.bundle_of(schema=tiny)
+    spec = request(num_samples=10**12, format=name, codec=codec, columns=("label", "latents"))
+    numerics = numerics_for(spec, tiny, CPU)
+    plan = make_plan(spec, bundle.info, numerics)
+    assert plan.samples_per_shard % numerics.micro_batch == 0
+    assert plan.samples_per_shard > 200_000
+    assert plan.samples_per_shard <= default_samples_per_shard(10**12, tiny, numerics.micro_batch) == 2**20

@@ -112,6 +112,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("run", "begun"):
         record.claim(spec, open_store(str(root / name)))
     record.Lines(open_store(str(root / "begun")), record.ENVIRONMENT_KEY).flush()
+    shutil.copytree(root / "begun", root / "measured")
+    bundle.save(open_store(str(root / "measured")), record.BEST_PREFIX)
     loop.train(
         spec,
         models.shipped_source(16),
@@ -397,6 +399,8 @@ def train(*args: object, spec: str = "spec.yaml", out: str = "new") -> tuple[obj
 
 
 WRONG = {
+    "a run that was measured": Wrong(("evaluate", "measured"), 2, "not finished; evaluate .*/measured/best, the best"),
+    "a run that was not": Wrong(("evaluate", "begun"), 2, "it is not finished; run the training command again$"),
     # usage
     "no such command": Wrong(("generat",), 2, "No such command 'generat'"),
     "no such option": Wrong(("info", "bundle", "--jsn"), 2, "No such option.*--jsn"),
@@ -409,7 +413,20 @@ WRONG = {
     "unknown format": Wrong(generate("--format", "parket"), 2, "format 'parket'.*did you mean 'parquet'"),
     "unknown split": Wrong(generate("--split", "dev"), 2, "'dev' is not one of"),
     "label without a value": Wrong(generate("--node-label", "zone="), 2, "'zone=': write it as NAME=VALUE"),
-    "no actors": Wrong(generate("--actors", 0), 2, "0 is not in the range"),
+    "no actors": Wrong(
+        generate("--actors", 0), 2, "key 'actors' is '0': write a number of actors, or min:max as in 2:8"
+    ),
+    "half a range of actors": Wrong(generate("--actors", "2:"), 2, "key 'actors' is '2:': write a number of actors"),
+    "actors in other digits": Wrong(generate("--actors", "\u0663"), 2, "key 'actors' is .*: write a number of actors"),
+    "very many actors": Wrong(generate("--actors", "9" * 5_000), 2, "key 'actors' is '999.*: write a number of actors"),
+    "no name of a label": Wrong(
+        generate("--node-label", "a b=c"), 2, "key 'node_labels'.*a b=c: names and values of labels"
+    ),
+    "no value of a label": Wrong(generate("--node-label", "a=in()"), 2, r"a=in\(\): names and values of labels"),
+    "a crumb of a GPU": Wrong(generate("--use-gpu", "--gpus-per-actor", "0.00001"), 2, "gpus_per_actor.*0.0001"),
+    "memory as output": Wrong(generate("--dry-run", out="memory://x"), 2, "memory:// lives in one process"),
+    "home of nobody": Wrong(generate(out="~no-such-user-here/x"), 2, "store URL '~no-such-user-here/x'"),
+    "bytes that are no text": Wrong(generate(out="bad\udcff"), 2, "holds bytes that are no UTF-8"),
     "no GPU here": Wrong(
         generate("--use-gpu", "--dry-run"), 2, "use_gpu: torch .* finds no GPU on this machine; leave --use-gpu out"
     ),

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "genworker"
 # Floor -> modules; ``name.*`` means the package with all that is in it, a plain name that module alone.
 FLOORS: dict[int, tuple[str, ...]] = {
     0: ("errors", "printable"),
-    1: ("schema", "config", "registry", "device"),
+    1: ("schema", "config", "yaml_text", "registry", "placement", "device"),
     2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "metrics.*"),
     3: (
         "bundle",
@@ -33,6 +33,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "bulk.commit",
         "bulk.failures",
         "bulk.ledger",
+        "bulk.vacancy",
         "bulk.protocol",
         "bulk.gc",
         "reading.*",

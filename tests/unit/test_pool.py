@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from genworker.bulk import pool as pools
 from genworker.bulk.actor import Places
@@ -338,3 +338,36 @@ def test_too_little_room_is_no_matter_of_more_actors_than_tasks() -> None:
     assert shards_of(ShardPool(actors.start, Capacity(4, 4, lambda: 2)), 2) == [0, 1]
     with pytest.raises(ClusterError, match="4 actors were asked for, , enough for 2"):
         shards_of(ShardPool(actors.start, Capacity(4, 4, lambda: 2)), 3)
+
+
+def test_a_question_goes_to_a_machine_that_can_answer_it() -> None:
+    """A machine that is of no use for the job is left out; where there is no other, its reason ends the job."""
+    left_out: set[str] = set()
+
+    def answer(actor: LocalActor, *_: object) -> str:
+        if actor.node == "odd":
+            raise RayTaskError("calibrate", "", OtherMachineError(OTHER_KIND))
+        return "found"
+
+    actors = LocalActors(answer, lambda number: "good" if number else "odd")
+    pool = ShardPool(actors.start, Capacity(1, 1, lambda: 1), on_refused=left_out.add)
+    assert pool.ask("calibrate", num_tasks=5) == "found"
+    assert left_out == {"odd"}
+
+    left_out.clear()
+    alone = LocalActors(answer, lambda _number: "odd")
+    capacity = Capacity(1, 1, lambda: 0 if left_out else 1)
+    with pytest.raises(OtherMachineError, match=f"^{OTHER_KIND}$"):
+        ShardPool(alone.start, capacity, on_refused=left_out.add).ask("calibrate", num_tasks=5)
+
+
+def test_a_question_that_fails_is_one_message() -> None:
+    """What no code of ours raised ends the job with its type and text, as it does where shards are made."""
+
+    def answer(*_: object) -> None:
+        raise RayTaskError("calibrate", "", ValueError("no such kernel"))
+
+    with pytest.raises(
+        JobError, match=r"^calibrate: failed in the actor on .*: ValueError: no such kernel; nothing was made$"
+    ):
+        ShardPool(LocalActors(answer).start, fixed(1)).ask("calibrate")

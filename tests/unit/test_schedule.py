@@ -56,6 +56,30 @@ def test_a_template_becomes_a_url_and_a_seed(spec_file: str, tmp_path: Path) -> 
     assert named.out == "s3://b/gan-7/2026"
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("actors=2:8", "actors", (2, 8)),
+        ("actors=[2, 8]", "actors", (2, 8)),
+        ("actors=8", "actors", 8),
+        ("labels=3", "labels", "3"),
+        ("labels=03", "labels", "3"),
+        ("wait_timeout=1e2", "wait_timeout", 100.0),
+        ("calibrate=false", "calibrate", False),
+    ],
+)
+def test_specs_take_what_flags_take(spec_file: str, override: str, key: str, value: object) -> None:
+    """A range of actors and a class number, as they are written by hand."""
+    assert getattr(load_run(spec_file, [override], date=MONDAY), key) == value
+
+
+@pytest.mark.parametrize("override", ["micro_batch=2:30", "wait_timeout=1:30", "max_attempts=true", "num_samples=on"])
+def test_numbers_are_not_guessed(spec_file: str, override: str) -> None:
+    """A time of day is no number of samples, and a switch is no number."""
+    with pytest.raises(UsageError, match=f"key '{override.partition('=')[0]}' is "):
+        load_run(spec_file, [override], date=MONDAY)
+
+
 def test_shipped_specs_of_schedules_are_complete() -> None:
     """Each can be loaded for a date and puts the date into its URL; `train` does not offer them."""
     names = preset_names(GenerateSpec.presets)
