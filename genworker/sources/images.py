@@ -54,7 +54,11 @@ def _refuse_bombs(image: Image.Image) -> None:
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion would cut values off at 255 instead of scaling them.
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        grey = (values >> 8).clip(0, 255).astype(np.uint8)
+        if (transparent := image.info.get("transparency")) is not None:
+            grey[values == transparent] = 255  # white, and found before scaling, which makes one of 256 values
+        image = Image.fromarray(grey)
     if image.has_transparency_data:
         # What lies under transparent pixels is arbitrary; white is what most viewers show.
         image = image.convert("RGBA")

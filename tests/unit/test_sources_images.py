@@ -105,6 +105,18 @@ def test_sixteen_bit_grey_is_scaled() -> None:
     assert np.array_equal(pixels[0, :, 0], np.arange(32) * 8)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_value_of_sixteen_bit_grey_becomes_white(channels: int) -> None:
+    """The value that a PNG names as transparent is white like other transparent pixels; its neighbours keep their grey."""
+    values = np.full((8, 8), 1000, np.uint16)
+    data = encode(Image.fromarray(values), transparency=1000)
+    assert (decode_image(data, size=8, channels=channels) == 255).all()
+    values[:, :4] = 1001  # the same grey once it is scaled
+    pixels = decode_image(encode(Image.fromarray(values), transparency=1000), size=8, channels=channels)
+    assert (pixels[:, :4] == 3).all()
+    assert (pixels[:, 4:] == 255).all()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGB"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_common_mode_is_converted(mode: str, channels: int) -> None:
