@@ -11,7 +11,7 @@ import io
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from genworker.errors import CorruptImageError
 
@@ -23,6 +23,7 @@ MAX_PIXELS = 2**26
 MAX_ENCODED_BYTES = 2**28
 # Only what training data comes in; Pillow's rarer decoders are code that hostile bytes need not reach.
 _PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_SHOWN_BYTES = 16  # in a message: enough for the signature of any format, or the beginning of an error page
 
 
 def decode_image(data: bytes, *, size: int, channels: int) -> Pixels:
@@ -38,6 +39,11 @@ def decode_image(data: bytes, *, size: int, channels: int) -> Pixels:
             pixels = np.asarray(_fit(_convert(ImageOps.exif_transpose(image), mode), size))
     except (CorruptImageError, MemoryError):
         raise
+    except UnidentifiedImageError as err:  # its text holds an address in memory, which is another one every time
+        formats = f"{', '.join(_PILLOW_FORMATS[:-1])} or {_PILLOW_FORMATS[-1]}"
+        raise CorruptImageError(
+            f"cannot be decoded: its {len(data)} bytes are no whole {formats} image; they begin with {data[:_SHOWN_BYTES]!r}"
+        ) from err
     except Exception as err:  # decoders answer broken bytes with many types, Pillow's bomb guard with two more
         raise CorruptImageError(f"cannot be decoded: {type(err).__name__}: {err}") from err
     return pixels.reshape(size, size, channels)

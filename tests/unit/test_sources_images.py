@@ -159,6 +159,19 @@ BROKEN = {
 
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
 def test_a_broken_image_is_refused_with_the_reason(data: bytes) -> None:
-    """Whatever a decoder raises becomes one type with a sentence, and a half image is never returned."""
-    with pytest.raises(CorruptImageError, match="cannot be decoded: "):
+    """Whatever a decoder raises becomes one type with a sentence, the same each time; a half image is never returned."""
+    with pytest.raises(CorruptImageError, match="cannot be decoded: ") as first:
         decode_image(data, size=32, channels=3)
+    with pytest.raises(CorruptImageError) as second:
+        decode_image(data, size=32, channels=3)
+    assert str(first.value) == str(second.value)
+    assert " at 0x" not in str(first.value)
+
+
+def test_bytes_that_are_no_image_are_told_by_their_beginning() -> None:
+    """The message names what is read and what is there instead, and not where it lies in memory."""
+    with pytest.raises(CorruptImageError) as caught:
+        decode_image(BROKEN["text"], size=32, channels=3)
+    assert str(caught.value) == (
+        "cannot be decoded: its 26 bytes are no whole PNG, JPEG, WEBP or BMP image; they begin with b'<html>404 not fo'"
+    )
