@@ -1,8 +1,9 @@
 """A folder or s3:// prefix of image files; the first level of subfolders names the classes.
 
 In: PNG, JPEG, WebP and BMP files. Out: images of one size, in the order of their keys. Names that begin with a dot are
-ignored; classes are folders that hold an image, because an object store knows no others. With a limit, the first
-classes come first. Each file is a block of its own: files are fetched ahead, and kept while there is room.
+ignored; classes are folders that hold an image, because an object store knows no others. Folders of splits may stand above
+them, see `splits.split_folders`. With a limit, the first classes come first. Each file is a block of its own: files are
+fetched ahead, and kept while there is room.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pydantic import Field
 
 from genworker.config import digest_of
 from genworker.errors import CorruptImageError, SourceError
-from genworker.sources.base import Blocks, ResizedConfig, SourceConfig, Split, require_url
+from genworker.sources.base import Blocks, ResizedConfig, SourceConfig, Split, require_url, some_of
 from genworker.sources.blocks import BlockSource
 from genworker.sources.encoded import EncodedImage
 from genworker.sources.images import MAX_ENCODED_BYTES
 from genworker.sources.passed_over import remarks_on
+from genworker.sources.splits import split_folders, split_of
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
@@ -37,11 +39,11 @@ _FETCHES = 32
 _MOST_OPEN = 1024
 # Of Python's objects around the bytes of a file.
 _KEPT_BYTES = 2000
-_SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation"}
+_MAX_NAMED = 5  # folders in a remark
 
 
 class FolderConfig(ResizedConfig):
-    """Image files in class folders; ``train/`` and ``test/`` may stand above them."""
+    """Image files in class folders; ``train/``, ``test/`` and other splits may stand above them."""
 
     no_effect: ClassVar[frozenset[str]] = frozenset({"cache_bytes"})
 
@@ -87,11 +89,15 @@ class FolderSource(BlockSource[File]):
                 f"{url}: holds no images (files ending in {', '.join(EXTENSIONS)}); check the path, and that it is a "
                 "folder of images or of class folders"
             )
-        prefix = _split_prefix(url, [info.key for info in found], config.split)
-        classes = _class_names(url, [info.key for info in found], depth=1 if prefix else 0)
-        self._files = sorted((i for i in found if i.key.startswith(prefix)), key=lambda i: i.key)[: config.limit]
+        splits = split_folders(info.key for info in found)
+        read = _folders_of(url, splits, config.split)
+        known = [info for info in found if not splits or _top(info.key) in splits]
+        classes = _class_names(url, [info.key for info in known], depth=1 if splits else 0)
+        self._files = sorted((i for i in known if not splits or _top(i.key) in read), key=lambda i: i.key)[
+            : config.limit
+        ]
         numbers = {name: number for number, name in enumerate(classes)}
-        self._labels = [_label(info.key.removeprefix(prefix), numbers) for info in self._files]
+        self._labels = [_label(info.key.partition("/")[2] if splits else info.key, numbers) for info in self._files]
         super().__init__(
             url=url,
             schema=config.image_schema(len(classes), classes),
@@ -103,8 +109,17 @@ class FolderSource(BlockSource[File]):
             fetches=_FETCHES,
         )
         self.blocks = Blocks(self.blocks.ends, min(self.blocks.window, _MOST_OPEN))
-        foreign = {f"{name}/" for name in _SPLIT_FOLDERS if prefix and f"{name}/" != prefix}
-        self.remarks = remarks_on(url, ([key for key in others if not key.startswith(tuple(foreign))], rule))
+        astray = "they lie beside the folders of the splits: put them below train/ to have them read"
+        self.remarks = remarks_on(
+            url,
+            ([info.key for info in found if splits and _top(info.key) not in splits], astray),
+            ([key for key in others if not splits or split_of(_top(key)) in (None, config.split)], rule),
+        )
+        if named := [name for name in classes if not splits and split_of(name)]:
+            self.remarks += (
+                f"{url}: taken for classes and trained on although their names tell splits: {some_of(named, _MAX_NAMED)}; "
+                "where they are splits, leave only folders such as train/ and test/ beside each other",
+            )
 
     def prefetch(self, indices: Int64Array) -> None:
         """Begin to fetch the files of the first images at ``indices``, no more than leave room for as many again."""
@@ -137,19 +152,25 @@ def _images(store: Store) -> tuple[list[ObjectInfo], list[str]]:
     return found, others
 
 
-def _split_prefix(url: str, keys: Sequence[str], split: Split) -> str:
-    """``train/`` or ``test/`` where the top level holds nothing but splits, else the empty prefix."""
-    tops = {key.partition("/")[0] if "/" in key else "" for key in keys}
-    if tops <= _SPLIT_FOLDERS:
-        if split not in tops:
-            raise SourceError(f"{url}: has no {split}/ folder for split {split!r}; it has {', '.join(sorted(tops))}")
-        return f"{split}/"
-    if split != "train":
+def _folders_of(url: str, splits: dict[str, str], split: Split) -> set[str]:
+    """The folders of one split; none where the data has no folders for splits, so that all of it is read."""
+    read = {top for top, told in splits.items() if told == split}
+    if splits and not read:
+        raise SourceError(
+            f"{url}: has no {split}/ folder for split {split!r}; it has {', '.join(splits)}: set split, or rename the folder "
+            "that is meant"
+        )
+    if not splits and split != "train":
         raise SourceError(
             f"{url}: has no split {split!r}: all its images count as training data; put them under train/ and test/ "
             "to tell them apart"
         )
-    return ""
+    return read
+
+
+def _top(key: str) -> str:
+    """The folder at the top that a key lies in, empty for none."""
+    return key.partition("/")[0] if "/" in key else ""
 
 
 def _class_names(url: str, keys: Sequence[str], *, depth: int) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import threading
 from collections import defaultdict
 from dataclasses import replace
@@ -18,14 +17,13 @@ from urllib.parse import unquote
 
 from genworker.errors import SourceError, StoreAccessError
 from genworker.sources.passed_over import in_other_guise, only_plain, remarks_on
+from genworker.sources.splits import split_of
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
     from genworker.sources.base import Split
     from genworker.stores.base import ObjectInfo, Store
 
-# A word of a path that names a split, as Hugging Face's loader sees it: train-00000-of-00010, data/test/0, my_train.
-_SPLIT_WORD = re.compile(r"(?:^|[/_.\- ])(train|test|validation|valid|val|dev)(?=[/_.\- 0-9]|$)")
 # The keys are those of bulk.plan, which stands on a higher floor and cannot be imported here.
 _MANIFEST, _SUCCESS, _PLAN = "_manifest.json", "_SUCCESS", ".genworker/plan.json"
 _MAX_MESSAGE = 1000
@@ -111,7 +109,7 @@ def files_of_split(url: str, split: Split, extension: str) -> SplitFiles:
 
     Args:
         url: one such file, or a folder or prefix of them. A genworker dataset is read by its manifest.
-        split: told by file names: train-00000-of-00010, data/test/0. Where no name tells one, all are of ``train``.
+        split: told by file names, see `splits.split_of`. Where no name tells one, all are of ``train``.
         extension: without the dot.
 
     Raises:
@@ -141,7 +139,7 @@ def files_of_split(url: str, split: Split, extension: str) -> SplitFiles:
                 )
             hint = only_plain(extension) if in_other_guise(url, extension) else "check the path"
             raise SourceError(f"{url}: holds no files ending in .{extension}; {hint}")
-    words = [_split_of(info.key.removesuffix(f".{extension}")) for info in infos]
+    words = [split_of(info.key.removesuffix(f".{extension}")) for info in infos]
     if any(words):
         chosen = [info for info, word in zip(infos, words, strict=True) if word == split]
         seen = f"its files are of {', '.join(sorted({word for word in words if word}))}"
@@ -159,7 +157,7 @@ def files_of_split(url: str, split: Split, extension: str) -> SplitFiles:
             silent,
             f"their names tell no split and those of others do: name them {split}-....{extension} to have them read",
         ),
-        ([key for key in disguised if _split_of(key) in (None, split)], only_plain(extension)),
+        ([key for key in disguised if split_of(key) in (None, split)], only_plain(extension)),
     )
     return SplitFiles(store, sorted(chosen, key=lambda info: info.key), remarks)
 
@@ -223,9 +221,3 @@ def _manifest_entries(store: Store, everything: dict[str, ObjectInfo]) -> dict[s
             "after the job: restore it from a copy of the dataset"
         )
     return entries
-
-
-def _split_of(key: str) -> str | None:
-    """The split that a file's path names; the last word counts, since folders hold more than one meaning."""
-    words = _SPLIT_WORD.findall(key.lower())
-    return str(words[-1]) if words else None
