@@ -79,11 +79,12 @@ class ParquetSource(BlockSource[RowGroup]):
         url = require_url(config, "a Parquet file, or a folder or s3:// prefix of them")
         self._files = ParquetFiles(url, config.split)
         schemas = [footer.schema.to_arrow_schema() for footer in self._files.footers]
+        keys = [info.key for info in self._files.infos]
         self._image_column, self._label_column = choose_columns(
-            url, schemas[0], config.image_column, config.label_column
+            url, dict(zip(keys, schemas, strict=True)), config.image_column, config.label_column
         )
-        for info, schema in zip(self._files.infos, schemas, strict=True):
-            check_types(f"{url}: {info.key}", schema, self._image_column, self._label_column)
+        for key, schema in zip(keys, schemas, strict=True):
+            check_types(f"{url}: {key}", schema, self._image_column, self._label_column)
         self._is_struct = [pa.types.is_struct(schema.field(self._image_column).type) for schema in schemas]
         self._row_groups = [
             (file, group) for file, footer in enumerate(self._files.footers) for group in range(footer.num_row_groups)
@@ -93,7 +94,6 @@ class ParquetSource(BlockSource[RowGroup]):
         if not rows.sum():
             raise SourceError(f"{url}: its {len(self._files.infos)} Parquet files hold no rows")
         named = [class_names_of(schema.metadata or {}, self._label_column) for schema in schemas]
-        keys = [info.key for info in self._files.infos]
         self._class_names, unnamed = agreed_class_names(f"{url}: column {self._label_column}", keys, named)
         super().__init__(
             url=url,

@@ -22,37 +22,56 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _MAX_SHOWN = 10  # class names in a message
 
 
-def choose_columns(url: str, schema: Any, image: str | None, label: str | None) -> tuple[str, str | None]:
-    """The image column and the label column (None: unlabelled): those asked for, or those with a usual name.
+def choose_columns(
+    url: str, schemas: Mapping[str, Any], image: str | None, label: str | None
+) -> tuple[str, str | None]:
+    """The image column and the label column (None: unlabelled): those asked for, or those with a usual name in any file.
 
-    Raises SourceError where one that was asked for, or any for images, is not in ``schema``, that of the first file.
+    Raises SourceError where there is none for images, or a file lacks one, whichever file comes first: one without labels
+    among others must not make all of them unlabelled. ``schemas`` are those of all files, by their keys.
     """
-    labelled = label != UNLABELLED
-    for key, asked in (("image_column", image), ("label_column", label if labelled else None)):
-        if asked is not None and asked not in schema.names:
-            raise SourceError(f"{url}: {key} {asked!r}: there is no such column; it has {', '.join(schema.names)}")
-    image = image or next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
-    if image is None:
+    wanted = image if image is not None else _usual(schemas, _IMAGE_COLUMNS)
+    if wanted is None:
+        seen = next(iter(schemas.values())).names
         raise SourceError(
             f"{url}: has no column called {' or '.join(_IMAGE_COLUMNS)}; set image_column to one of "
-            f"{', '.join(schema.names) or '(no columns)'}"
+            f"{', '.join(seen) or '(no columns)'}"
         )
-    if not labelled:
-        return image, None
-    return image, label or next((name for name in _LABEL_COLUMNS if name in schema.names), None)
+    _require(url, schemas, wanted, "" if image is None else f"image_column {image!r}: ", "")
+    if label == UNLABELLED:
+        return wanted, None
+    labels = label if label is not None else _usual(schemas, _LABEL_COLUMNS)
+    if labels is not None:
+        asked = "" if label is None else f"label_column {label!r}: "
+        _require(url, schemas, labels, asked, ", or label_column: none")
+    return wanted, labels
+
+
+def _usual(schemas: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of some names that any file has a column of."""
+    return next((name for name in names if any(name in schema.names for schema in schemas.values())), None)
+
+
+def _require(url: str, schemas: Mapping[str, Any], name: str, asked: str, otherwise: str) -> None:
+    """Raise SourceError unless all files have a column; what the user ``asked`` and can do ``otherwise`` is for the message."""
+    lacking = [key for key, schema in schemas.items() if name not in schema.names]
+    if not lacking:
+        return
+    seen = ", ".join(schemas[lacking[0]].names) or "(no columns)"
+    if len(lacking) == len(schemas):
+        raise SourceError(f"{url}: {asked}there is no such column; it has {seen}")
+    holder = next(key for key, schema in schemas.items() if name in schema.names)
+    raise SourceError(
+        f"{url}: {asked}{len(lacking)} of {len(schemas)} files have no column {name!r}, {lacking[0]} first, which has {seen}; "
+        f"{holder} has it, and all files need the same columns{otherwise}"
+    )
 
 
 def check_types(where: str, schema: Any, image: str, label: str | None) -> None:
-    """Raise SourceError unless a file, which ``where`` names, has both columns once, and they can hold images and labels."""
+    """Raise SourceError unless a file, which ``where`` names, has its columns once, and they can hold images and labels."""
     if (schema.metadata or {}).get(b"genworker.image.codec") == b"raw":
         raise SourceError(
             f"{where}: holds raw pixels, not image files; generate the dataset with codec png to train on it"
-        )
-    absent = [name for name in (image, label) if name is not None and name not in schema.names]
-    if absent:
-        otherwise = ", or label_column: none" if absent == [label] else ""
-        raise SourceError(
-            f"{where}: has no column {absent[0]!r}, which the first file has; all files need the same columns{otherwise}"
         )
     double = [name for name in (image, label) if name is not None and schema.names.count(name) > 1]
     if double:

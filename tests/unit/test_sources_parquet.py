@@ -310,12 +310,31 @@ def test_corrupt_rows_are_replaced_and_named_by_file_and_row(tmp_path: Path) -> 
         values(source(tmp_path, max_corrupt=0))
 
 
-def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
-    """All files must have the columns of the first."""
-    write(tmp_path / "a.parquet", rows(1))
-    write(tmp_path / "b.parquet", {"image": [png(1)]})
+@pytest.mark.parametrize("lacking", ["a", "b", "c"])
+@pytest.mark.parametrize("asked", [None, "label"])
+def test_a_file_without_labels_beside_others_is_refused(lacking: str, asked: str | None, tmp_path: Path) -> None:
+    """Whichever file comes first, labels are neither dropped nor made up; the way out is to train without."""
+    for n, name in enumerate("abc"):
+        write(tmp_path / f"{name}.parquet", {"image": [png(n)]} if name == lacking else rows(n))
+    with pytest.raises(SourceError) as caught:
+        source(tmp_path, label_column=asked)
+    setting = "label_column 'label': " if asked else ""
+    assert str(caught.value) == (
+        f"{tmp_path}: {setting}1 of 3 files have no column 'label', {lacking}.parquet first, which has image; "
+        f"{'b' if lacking == 'a' else 'a'}.parquet has it, and all files need the same columns, or label_column: none"
+    )
+    found = source(tmp_path, label_column="none")
+    assert (values(found), labels(found)) == ([0, 1, 2], None)
+
+
+@pytest.mark.parametrize(("lacking", "other"), [("a", "b"), ("b", "a")])
+def test_a_file_without_images_beside_others_is_refused(lacking: str, other: str, tmp_path: Path) -> None:
+    """As for labels, but there is no way without."""
+    write(tmp_path / f"{lacking}.parquet", {"text": ["x"]})
+    write(tmp_path / f"{other}.parquet", rows(1))
     with pytest.raises(
-        SourceError, match=r"b\.parquet: has no column 'label', which the first .*, or label_column: none"
+        SourceError,
+        match=rf"1 of 2 files have no column 'image', {lacking}\.parquet first, which has text; .* same columns$",
     ):
         source(tmp_path)
 
