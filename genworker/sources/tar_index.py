@@ -17,7 +17,7 @@ from genworker.config import Spec
 from genworker.errors import ObjectExistsError, ObjectMissingError, SourceError
 from genworker.sources.encoded import NUM_THREADS
 from genworker.sources.tar import BLOCK, members
-from genworker.sources.tar_samples import Rules, Sample, choose_rules, image_hint, samples
+from genworker.sources.tar_samples import Rules, Sample, choose_rules, image_hint, refuse_label, samples
 from genworker.stores import open_store
 from genworker.stores.base import get_at_most
 
@@ -66,7 +66,10 @@ class ShardIndex(Spec):
 
 
 class TarIndex(Spec):
-    """All shards of a split, and what decides how they were cut into spans."""
+    """All shards of a split, and what decides how they were cut into spans.
+
+    ``labels_read`` says that all labels were looked at, or, where ``label`` is None, that there are none.
+    """
 
     version: Literal[1] = 1
     block_bytes: int
@@ -103,12 +106,11 @@ def find_rules(
     store: Store, infos: Sequence[ObjectInfo], image: str | None, label: str | None, key: str | None
 ) -> Rules:
     """The rules by the first sample of all shards; raises SourceError where there is none, or it has no such image."""
-    first = next((found for info in infos for found in samples_of(store, info)), None)
+    first = next(((*found, info.key) for info in infos for found in samples_of(store, info)), None)
     if first is None:
         raise SourceError(f"{store.url}: its {len(infos)} tar files hold no samples (members named <key>.<extension>)")
-    sample, read = first
-    json = sample.parts.get("json")
-    rules = choose_rules(sample, image, label, key, read(json.start, json.size) if json else None)
+    sample, read, shard = first
+    rules = choose_rules(sample, (image, label, key), _content(sample, "json", read), f"{store.url}: {shard}")
     if rules.image_of(sample) is None:
         wanted = f"no .{rules.image}" if rules.image else "none that is an image"
         raise SourceError(
@@ -118,8 +120,17 @@ def find_rules(
     return rules
 
 
+def _content(sample: Sample, extension: str, read: ReadAhead) -> bytes | None:
+    """The bytes of one member, or None where the sample lacks it."""
+    part = sample.parts.get(extension)
+    return read(part.start, part.size) if part else None
+
+
 def scan(store: Store, info: ObjectInfo, rules: Rules, block_bytes: int, *, labels: bool) -> ShardIndex:
-    """Index one shard; with ``labels``, read them too. Raises SourceError for a damaged file or label."""
+    """Index one shard; with ``labels``, read them too, or, where the rules know none, see that there are none.
+
+    Raises SourceError for a damaged file or label, or one that should not be.
+    """
     sha256, where = hashlib.sha256(), f"{store.url}: {info.key}"
     spans: list[Span] = []
     start, count, largest, end = -1, 0, -1, 0
@@ -132,9 +143,11 @@ def scan(store: Store, info: ObjectInfo, rules: Rules, block_bytes: int, *, labe
         count, end = count + 1, min(sample.end, info.size)
         for member in sample.parts.values():
             sha256.update(f"{member.name}\0{member.size}\0".encode())
-        if labels:
-            part = sample.parts.get(str(rules.label))
-            largest = max(largest, rules.label_of(sample, read(part.start, part.size) if part else None, where))
+        if labels and rules.label is None:
+            # The bytes of JSON are mostly here already, fetched with the headers.
+            refuse_label(sample, _content(sample, "json", read), where)
+        elif labels:
+            largest = max(largest, rules.label_of(sample, _content(sample, str(rules.label), read), where))
     if count:
         spans.append(Span(start, end, count))
     return ShardIndex(

@@ -69,8 +69,8 @@ class Rules(NamedTuple):
         what = f"{where}: sample {sample.key}"
         if content is None:
             raise SourceError(
-                f"{what}: has no label ({sample.key}.{self.label}), which the first sample has: add it, or train without "
-                "labels (label_extension: none)"
+                f"{what}: has no label ({sample.key}.{self.label}), and all samples need one: add it, or train without labels "
+                "(label_extension: none)"
             )
         value: object
         absent = f"no {self.key!r} in its JSON"
@@ -94,23 +94,57 @@ class Rules(NamedTuple):
         return value
 
 
-def choose_rules(first: Sample, image: str | None, label: str | None, key: str | None, content: bytes | None) -> Rules:
+def has_label(sample: Sample, content: bytes | None, where: str) -> bool:
+    """Whether a sample has a label that is found unasked: ``.cls``, or ``label`` in its JSON, whose bytes are ``content``.
+
+    Raises SourceError for JSON that cannot be read: what is damaged is not unlabelled.
+    """
+    if "cls" in sample.parts:
+        return True
+    if content is None:
+        return False
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as err:
+        raise SourceError(
+            f"{where}: sample {sample.key}: its JSON cannot be read, so whether it holds a label is unknown "
+            f"({reprlib.repr(content)}): repair it, or train without labels (label_extension: none)"
+        ) from err
+    return isinstance(found, dict) and "label" in found
+
+
+def refuse_label(sample: Sample, content: bytes | None, where: str) -> None:
+    """Raise SourceError where a sample of data that the first one made unlabelled has a label; see `has_label`."""
+    if has_label(sample, content, where):
+        kind = "cls" if "cls" in sample.parts else "json"
+        raise SourceError(
+            f"{where}: sample {sample.key}: has a label (.{kind}), which the first sample of all has not, and all samples need "
+            "one: add it to those without, or train without labels (label_extension: none)"
+        )
+
+
+def choose_rules(
+    first: Sample, asked: tuple[str | None, str | None, str | None], content: bytes | None, where: str
+) -> Rules:
     """The rules by what the first sample has, unless the user named something.
 
-    ``content`` is the first sample's JSON, if it has one: data whose JSON holds no label is unlabelled.
+    Data whose first sample has no label is unlabelled; all others have to be so too, see `refuse_label`.
+
+    Args:
+        first: the first sample of all shards.
+        asked: the user's ``image_extension``, ``label_extension`` and ``label_key``.
+        content: the first sample's JSON, if it has one.
+        where: names the shard in messages.
     """
     # The dot before an extension is no part of it, but many write it.
-    image, label = (asked and asked.lower().removeprefix(".") for asked in (image, label))
+    image, label = (name and name.lower().removeprefix(".") for name in asked[:2])
+    key = asked[2]
     if label == UNLABELLED:
         label = None
-    elif label is None and "cls" in first.parts and key is None:
-        label = "cls"
-    elif label is None and "json" in first.parts:
-        try:
-            found = json.loads(content or b"")
-            label = "json" if key is not None or (isinstance(found, dict) and "label" in found) else None
-        except (ValueError, RecursionError):
-            label = "json" if key is not None else None
+    elif label is None and key is not None:
+        label = "json"
+    elif label is None and has_label(first, content, where):
+        label = "cls" if "cls" in first.parts else "json"
     return Rules(image, label, key or "label")
 
 

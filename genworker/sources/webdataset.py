@@ -106,7 +106,8 @@ class WebDatasetSource(BlockSource[Stretch]):
         self._rules = find_rules(self._store, self._infos, *wanted)
         if config.num_classes and self._rules.label is None:
             raise SourceError(f"{url}: num_classes {config.num_classes}: samples have no label; set label_extension")
-        read_labels = self._rules.label is not None and config.num_classes is None
+        # Without a rule, unless the user wants none, to see that the other samples have no label either.
+        read_labels = config.num_classes is None if self._rules.label else config.label_extension is None
         index = index_of(
             self._store, self._infos, self._rules, config.block_bytes, labels=read_labels, url=config.index
         )
