@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from genworker.bulk import pool as pools
 from genworker.bulk.actor import Places
 from genworker.bulk.attempts import Attempts
 from genworker.bulk.capacity import Capacity, fixed
+from genworker.bulk.job import _draining
 from genworker.bulk.losses import Losses
 from genworker.bulk.members import Members
 from genworker.bulk.plan import Task
-from genworker.bulk.pool import ShardPool
+from genworker.bulk.pool import Drained, ShardPool
 from genworker.bulk.request import GenerateSpec
 from genworker.bulk.speculation import Stragglers
 from genworker.bulk.tally import Tally
@@ -371,3 +373,27 @@ def test_a_question_that_fails_is_one_message() -> None:
         JobError, match=r"^calibrate: failed in the actor on .*: ValueError: no such kernel; nothing was made$"
     ):
         ShardPool(LocalActors(answer).start, fixed(1)).ask("calibrate")
+
+
+def test_an_interrupt_that_is_ignored_stays_so() -> None:
+    """A shell starts what runs in the background without SIGINT; SIGTERM stops it as ever."""
+    pool = ShardPool(LocalActors(lambda *_: None).start, fixed(1))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended: list[int] = []
+
+    def run() -> None:
+        with _draining(pool):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            list(pool.run(tasks(1), 1))
+
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, _frame: ended.append(number))
+        with pytest.raises(Drained):
+            run()
+        assert ended == [signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
