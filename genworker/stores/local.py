@@ -26,7 +26,6 @@ from genworker.errors import (
     UsageError,
 )
 from genworker.stores.base import ObjectInfo
-from genworker.stores.folders import leaving_no_empty
 from genworker.stores.keys import TEMPORARY_PREFIX, check_key, check_range, is_key
 
 if TYPE_CHECKING:
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
 # A writer that was killed leaves its temporary file; nobody writes one object for a day.
 STALE_SECONDS = 24 * 3600.0
 
-_OPENS = 3  # of a temporary file, whose folder may vanish meanwhile
+# `genworker doctor` removes folders that it made where there were none, while they are empty; so may others.
+_TRIES = 3
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISSING = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR}
@@ -61,8 +61,8 @@ class LocalStore:
 
     @cached_property
     def conditional(self) -> bool:
-        """Whether the file system has hard links, found out by making one; folders that are made for that do not stay."""
-        with self._edge("probe", TEMPORARY_PREFIX), leaving_no_empty(self._temporary):
+        """Whether the file system has hard links, found out by making one; the folder is created for that."""
+        with self._edge("probe", TEMPORARY_PREFIX):
             temporary = self._write_temporary(b"")
             second = temporary.with_suffix(".link")
             try:
@@ -171,12 +171,14 @@ class LocalStore:
         return path
 
     def _open_temporary(self, path: Path) -> int:
-        for left in reversed(range(_OPENS)):
+        for left in reversed(range(_TRIES)):
             self._make_folder(self._temporary, TEMPORARY_PREFIX)
-            # A probe of another process may remove the folder, while it is empty.
-            with contextlib.suppress(*([FileNotFoundError] if left else [])):
+            try:
                 # os.open keeps the user's umask; tempfile would make objects that nobody else can read.
                 return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            except FileNotFoundError:
+                if not left:
+                    raise
         raise AssertionError("the last one raises")
 
     def _create(self, temporary: Path, path: Path, key: str) -> None:
@@ -194,8 +196,15 @@ class LocalStore:
         if folder.is_dir():
             return
         try:
-            self._make_folder(folder.parent, key)
-            folder.mkdir(exist_ok=True)
+            for left in reversed(range(_TRIES)):
+                self._make_folder(folder.parent, key)
+                try:
+                    folder.mkdir(exist_ok=True)
+                except FileNotFoundError:
+                    if not left:
+                        raise
+                else:
+                    break
             _sync_folder(folder.parent)
         except (FileExistsError, NotADirectoryError) as err:
             self._check_root()

@@ -361,11 +361,3 @@ def test_a_bundle_without_a_past_needs_data(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["evaluate", str(tmp_path)])
     assert result.exit_code == 2
     assert "name a spec with --data" in result.output
-
-
-def test_an_unfinished_run_points_to_its_best_checkpoint(tmp_path: Path) -> None:
-    """There is no bundle to measure yet; the message says what there is."""
-    record.claim(models.train_spec("r3gan", limit=LIMIT), open_store(str(tmp_path)))
-    result = CliRunner().invoke(cli, ["evaluate", str(tmp_path)])
-    assert result.exit_code == 2
-    assert f"evaluate {tmp_path}/best" in " ".join(result.output.split())
