@@ -81,7 +81,7 @@ def examine(store: Store) -> tuple[Manifest | None, list[Fault]]:
     try:
         text = get_at_most(store, MANIFEST_KEY, MAX_MANIFEST_BYTES, DatasetError)
     except ObjectMissingError:
-        return None, [Fault(MANIFEST_KEY, f"no manifest: {_whatis_there(store)}")]
+        return None, [Fault(MANIFEST_KEY, f"no manifest: {_what_is_there(store)}")]
     except DatasetError as err:
         return None, [Fault(MANIFEST_KEY, str(err).removeprefix(f"{store.url}/{MANIFEST_KEY}: "))]
     manifest = parse(Manifest, MANIFEST_KEY, text)
@@ -139,7 +139,7 @@ def _contradictions(manifest: Manifest) -> Iterator[Fault]:
             return
 
 
-def _whatis_there(store: Store) -> str:
+def _what_is_there(store: Store) -> str:
     try:
         plan = parse(Plan, PLAN_KEY, store.get(PLAN_KEY, length=MAX_PLAN_BYTES))
     except ObjectMissingError:

@@ -77,6 +77,11 @@ def _can_be_named(num_samples: int) -> int:
 NumSamples = Annotated[int, Field(ge=1), AfterValidator(_can_be_named)]
 
 
+def is_number(text: str) -> bool:
+    """Whether ``text`` is a whole number from 0 on in plain digits, as people write class numbers and counts."""
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
 class Plan(Spec):
     """The complete description of one dataset."""
 
@@ -101,8 +106,7 @@ class Plan(Spec):
     def _labels_are_known(self) -> Plan:
         if self.labels in {"balanced", "uniform"}:
             return self
-        number = self.labels.isascii() and self.labels.isdecimal() and len(self.labels) < 10
-        if not number or int(self.labels) >= self.image_schema.num_classes:
+        if not is_number(self.labels) or int(self.labels) >= self.image_schema.num_classes:
             raise ValueError(
                 f"labels {self.labels!r}: say 'balanced', 'uniform', or a class number below {self.image_schema.num_classes}"
             )

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from genworker import bundle as bundles
 from genworker import codecs, formats
 from genworker.bulk import commit
-from genworker.bulk.plan import COLUMNS, Column, Numerics, NumSamples, Plan, differences
+from genworker.bulk.plan import COLUMNS, Column, Numerics, NumSamples, Plan, differences, is_number
 from genworker.bulk.shard import numerics_here
 from genworker.bundle import BundleInfo
 from genworker.config import Spec
@@ -100,7 +100,7 @@ class GenerateSpec(Spec):
     def _in_one_spelling(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        return str(int(value)) if isinstance(value, str) and _is_number(value) else value  # 03 is 3
+        return str(int(value)) if isinstance(value, str) and is_number(value) else value  # 03 is 3
 
     @field_validator("actors", mode="before")
     @classmethod
@@ -108,7 +108,7 @@ class GenerateSpec(Spec):
         if not isinstance(value, str | int):
             return value
         parts = str(value).split(":")
-        if len(parts) > 2 or not all(_is_number(part) and int(part) for part in parts):
+        if len(parts) > 2 or not all(is_number(part) and int(part) for part in parts):
             raise ValueError("write a number of actors, or min:max as in 2:8, each from 1 on")
         return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))
 
@@ -116,10 +116,6 @@ class GenerateSpec(Spec):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def sample_schema(info: BundleInfo) -> ImageSchema:

@@ -21,11 +21,12 @@ from genworker.bulk.records import (
     ReceiptBatch,
     Success,
 )
-from genworker.config import Spec
 from genworker.errors import DatasetError, ObjectMissingError
 from genworker.stores.base import Store, get_at_most, is_there
 
 _LOOKED_AT = 1_000  # objects; what stores list in one request
+
+_OfPlan = Manifest | Success | ReceiptBatch
 
 
 def check_vacant(store: Store, plan: Plan) -> None:
@@ -43,7 +44,7 @@ def check_vacant(store: Store, plan: Plan) -> None:
 def _problem(store: Store, plan: Plan) -> str | None:
     if is_there(store, DATA_PREFIX.rstrip("/")):
         return f"{DATA_PREFIX.rstrip('/')}: is an object where the folder of the shards belongs"
-    kinds: tuple[tuple[str, type[Spec], int], ...] = (
+    kinds: tuple[tuple[str, type[_OfPlan], int], ...] = (
         (MANIFEST_KEY, Manifest, MAX_MANIFEST_BYTES),
         (SUCCESS_KEY, Success, MAX_NOTE_BYTES),
     )
@@ -67,7 +68,7 @@ def _problem(store: Store, plan: Plan) -> str | None:
     return None
 
 
-def _other_plan(store: Store, key: str, kind: type[Spec], most: int, plan: Plan) -> str | None:
+def _other_plan(store: Store, key: str, kind: type[_OfPlan], most: int, plan: Plan) -> str | None:
     try:
         found = parse(kind, key, get_at_most(store, key, most, DatasetError))
     except ObjectMissingError:
@@ -76,7 +77,6 @@ def _other_plan(store: Store, key: str, kind: type[Spec], most: int, plan: Plan)
         return f"{key}: is there without a plan: {err}"
     if isinstance(found, Fault):
         return f"{key}: is there without a plan, and {found.problem}"
-    theirs = found.model_dump(include={"plan_id"})["plan_id"]
-    if theirs == plan.plan_id:
+    if found.plan_id == plan.plan_id:
         return None
-    return f"{key}: is there without a plan and belongs to plan {theirs}, not {plan.plan_id}"
+    return f"{key}: is there without a plan and belongs to plan {found.plan_id}, not {plan.plan_id}"

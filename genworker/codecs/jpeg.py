@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import imagecodecs
 import numpy as np
 
-from genworker.codecs.checks import as_plain, check_pixels
+from genworker.codecs.checks import as_plain, check_pixels, values_in_blocks
 from genworker.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class JpegCodec:
         self._stored_shape = self._shape if schema.channels > 1 else self._shape[:2]
         # Black and white noise, which no image outdoes, takes 0.96 bytes a value of whole 8x8 blocks at quality 90, and
         # 1.88 at quality 100.
-        in_blocks = schema.channels * (-(-schema.height // 8) * 8) * (-(-schema.width // 8) * 8)
+        in_blocks = values_in_blocks(schema, schema.channels, 8)
         self.max_bytes = (in_blocks * 5 // 4 if quality <= 90 else in_blocks * 5 // 2) + 2048
 
     def encode(self, pixels: Pixels) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import imagecodecs
 import numpy as np
 
-from genworker.codecs.checks import as_plain, check_pixels
+from genworker.codecs.checks import as_plain, check_pixels, values_in_blocks
 from genworker.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ _EFFORT = 0
 _LOSSY_METHOD = 4
 # Equal channels come back unequal by the rounding of YUV, and by no more.
 _GRAY_ROUNDING = 4
-
-
-_BLOCK = 16
-
-
-def _in_blocks(side: int) -> int:
-    return -(-side // _BLOCK) * _BLOCK
 
 
 class _Webp:
@@ -102,7 +95,7 @@ class WebpLossyCodec(_Webp):
     def __init__(self, schema: ImageSchema, quality: int) -> None:
         super().__init__(schema)
         # Colours and brightness are stored in whole blocks, of images of one row too.
-        in_blocks = _in_blocks(schema.height) * _in_blocks(schema.width) * self._stored_shape[2]
+        in_blocks = values_in_blocks(schema, self._stored_shape[2], 16)
         self.max_bytes = in_blocks + in_blocks // 8 + 1024
         self._quality = quality
         self.library = (

@@ -5,6 +5,7 @@ In: a store. Out: findings. It writes one small object below ``.genworker/doctor
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import time
@@ -16,7 +17,6 @@ from genworker.bulk.plan import CONTROL_PREFIX
 from genworker.doctor.base import Finding
 from genworker.errors import GenworkerError, ObjectExistsError
 from genworker.stores.base import ObjectInfo, Store
-from genworker.stores.folders import leaving_no_empty
 from genworker.stores.keys import TEMPORARY_PREFIX
 from genworker.stores.local import LocalStore
 
@@ -33,7 +33,7 @@ def check_store(store: Store) -> Iterator[Finding]:
         yield from _check(store, key, is_new=False)
         return
     root = Path(store.url)
-    with leaving_no_empty((root / key).parent, root / TEMPORARY_PREFIX) as missing:
+    with _leaving_no_empty((root / key).parent, root / TEMPORARY_PREFIX) as missing:
         yield from _check(store, key, is_new=root in missing)
 
 
@@ -110,3 +110,22 @@ def _space(folder: Path) -> Finding:
     if free < _WARN_FREE_BYTES:
         return Finding("space", "warn", seen, "a million 64x64 PNGs take about 7 GB; make space or use another place")
     return Finding("space", "ok", seen)
+
+
+@contextlib.contextmanager
+def _leaving_no_empty(*folders: Path) -> Iterator[list[Path]]:
+    """Remove at the end those of ``folders``, and of those above them, that were missing before and are empty.
+
+    Gives the missing ones, the deepest first.
+    """
+    missing = sorted(
+        {folder for path in folders for folder in (path, *path.parents) if not folder.exists()},
+        key=lambda folder: len(folder.parts),
+        reverse=True,
+    )
+    try:
+        yield missing
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()

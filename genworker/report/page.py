@@ -16,6 +16,7 @@ import jinja2
 import yaml
 
 import genworker
+from genworker.config import flattened
 from genworker.errors import ObjectMissingError
 from genworker.printable import printable
 from genworker.report import curves, names
@@ -118,7 +119,7 @@ def _cards(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
     newest: Mapping[str, Any] = next(
         (x["cards"] for x in reversed(run.evaluations) if isinstance(x.get("cards"), dict)), {}
     )
-    cards = {name: dict(_flat(card)) for name, card in newest.items() if isinstance(card, dict)}
+    cards = {name: dict(flattened(card)) for name, card in newest.items() if isinstance(card, dict)}
     for name, card in cards.items():
         if card.get("metric") == name:
             del card["metric"]
@@ -127,14 +128,6 @@ def _cards(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
         shared = {key: value for key, value in shared.items() if key in card and card[key] == value}
     rows = [(name, [(key, value) for key, value in card.items() if key not in shared]) for name, card in cards.items()]
     return [("all", list(shared.items())), *rows] if shared else rows
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _lineage(run: Run) -> list[tuple[str, Any]]:

@@ -63,7 +63,7 @@ def child_url(url: str, *parts: str) -> str:
 def _scheme(url: str) -> str:
     if not url:
         raise UsageError("store URL '': it is empty; give a folder path, or a URL such as s3://bucket/prefix")
-    if not url.isprintable() and any("\ud800" <= character <= "\udfff" for character in url):
+    if any("\ud800" <= character <= "\udfff" for character in url):
         raise UsageError(
             f"store URL {url!r}: holds bytes that are no UTF-8, which no record of it could name; rename the folder"
         )

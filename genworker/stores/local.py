@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 # A writer that was killed leaves its temporary file; nobody writes one object for a day.
 STALE_SECONDS = 24 * 3600.0
 
-# `genworker doctor` removes folders that it made where there were none, while they are empty; so may others.
+# `genworker doctor` removes folders that it made where there were none, while they are empty. Once a temporary file is there,
+# nothing above it is.
 _TRIES = 3
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -172,8 +173,8 @@ class LocalStore:
 
     def _open_temporary(self, path: Path) -> int:
         for left in reversed(range(_TRIES)):
-            self._make_folder(self._temporary, TEMPORARY_PREFIX)
             try:
+                self._make_folder(self._temporary, TEMPORARY_PREFIX)
                 # os.open keeps the user's umask; tempfile would make objects that nobody else can read.
                 return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             except FileNotFoundError:
@@ -196,15 +197,8 @@ class LocalStore:
         if folder.is_dir():
             return
         try:
-            for left in reversed(range(_TRIES)):
-                self._make_folder(folder.parent, key)
-                try:
-                    folder.mkdir(exist_ok=True)
-                except FileNotFoundError:
-                    if not left:
-                        raise
-                else:
-                    break
+            self._make_folder(folder.parent, key)
+            folder.mkdir(exist_ok=True)
             _sync_folder(folder.parent)
         except (FileExistsError, NotADirectoryError) as err:
             self._check_root()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from genworker.config import Spec
+from genworker.config import Spec, flattened
 
 
 class WatchdogSpec(Spec):
@@ -49,7 +49,7 @@ class WatchdogSpec(Spec):
     @classmethod
     def _one_name_each(cls, bands: Any) -> Any:
         """Names of metrics have dots, which ``--set watchdog.bands.discriminator.real_sign=[null,0.9]`` takes for levels."""
-        return dict(_flat(bands)) if isinstance(bands, Mapping) else bands
+        return dict(flattened(bands)) if isinstance(bands, Mapping) else bands
 
     @model_validator(mode="after")
     def _bands_have_an_inside(self) -> Self:
@@ -57,11 +57,3 @@ class WatchdogSpec(Spec):
             if low is not None and high is not None and low > high:
                 raise ValueError(f"bands {metric} [{low:g}, {high:g}]: every value is outside; write [low, high]")
         return self
-
-
-def _flat(bands: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in bands.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

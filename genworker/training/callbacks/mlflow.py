@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genworker.config import flattened
 from genworker.errors import ObjectMissingError, StoreError, UsageError
 from genworker.printable import without_login
 from genworker.training.pictures import png_bytes
@@ -115,7 +116,8 @@ class MLflow:
         title = self._store.url.rstrip("/").rsplit("/", 1)[-1]
         tags = {"genworker.url": self._store.url, "genworker.spec_id": self._spec.spec_id}
         run_id: str = self._client.create_run(experiment_id, run_name=title, tags=tags).info.run_id
-        params = [Param(key, value) for key, value in _flat(self._spec.model_dump(mode="json"))]
+        spec = flattened(self._spec.model_dump(mode="json"))
+        params = [Param(key, str(value)[:_MAX_PARAM_CHARACTERS]) for key, value in spec]
         for first in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(run_id, params=params[first : first + _MAX_PARAMS])
         self._store.put(
@@ -155,14 +157,3 @@ def _check_answers(uri: str) -> None:
             "hears nothing of this run; check the address and that the server runs, then stop the run and start it again, "
             "which goes on where it was"
         ) from err
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as pairs ``family.lr.start``, text."""
-    pairs = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{key}.")
-        else:
-            pairs.append((f"{prefix}{key}", str(value)[:_MAX_PARAM_CHARACTERS]))
-    return pairs
