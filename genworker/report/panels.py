@@ -110,6 +110,13 @@ PANELS: tuple[Panel, ...] = (
     Panel(TRAINING, "Active units", ("active_units*",), "Latents that tell something about an image."),
     Panel(
         TRAINING,
+        "Information in the latents",
+        ("information_share",),
+        "How well an image's latents single it out among others, 1 at best; falling, the posterior collapses.",
+        limits=(0.0, 1.05),
+    ),
+    Panel(
+        TRAINING,
         "KL per latent",
         ("*kl_per_latent",),
         "Nats, one row per latent; a dark row is a latent that the model does not use.",

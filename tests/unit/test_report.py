@@ -499,6 +499,16 @@ def test_every_metric_has_one_panel() -> None:
     assert len({panel.title for panel in PANELS}) == len(PANELS)
 
 
+def test_the_time_of_a_report_is_made_of_times(trained: Store) -> None:
+    """What a family calls a share is no part of the time, and all parts of a real run's time are."""
+    last = read_run(trained).last_report
+    (panel,) = [panel for panel in panels_for(last) if panel.kind == "shares"]
+    others = {"information_share", "worst_data_wait_share"}
+    assert set(panel.metrics) == {name for name in last if name.endswith("_share")} - others
+    titles = {panel.title for panel in panels_for(last) if "information_share" in panel.metrics}
+    assert titles == ({"Information in the latents"} if "information_share" in last else set())
+
+
 @pytest.mark.parametrize(
     "values",
     [
