@@ -66,7 +66,7 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects whose key starts with ``prefix``, in key order; the empty prefix lists all."""
+        """Yield the objects whose key starts with ``prefix``, in key order, each once; the empty prefix lists all."""
         ...
 
     def delete(self, key: str) -> None:

@@ -133,6 +133,8 @@ class S3Store:
         with self._edge("list", prefix):
             paginator = self._connect().get_paginator("list_objects_v2")
             pages = iter(paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix))
+        # rclone's server goes on listing an object twice after several writers have replaced it at once, side by side.
+        last = ""
         while True:
             with self._edge("list", prefix):
                 page = next(pages, None)
@@ -140,7 +142,8 @@ class S3Store:
                 return
             for item in page.get("Contents", ()):
                 key = item["Key"].removeprefix(self._prefix)
-                if is_key(key):  # consoles make empty "folder" objects whose key ends with a slash
+                if is_key(key) and key != last:  # consoles make empty "folder" objects whose key ends with a slash
+                    last = key
                     yield ObjectInfo(key, item["Size"], item["LastModified"].timestamp())
 
     def delete(self, key: str) -> None:

@@ -429,3 +429,16 @@ def test_a_password_in_the_endpoint_is_not_shown(environment: pytest.MonkeyPatch
     with pytest.raises(StoreAccessError, match="AWS_ENDPOINT_URL") as refused:
         S3Store("s3://bucket").get("key")
     assert "pass-word" not in str(refused.value)
+
+
+def test_an_object_that_a_server_lists_twice_is_one(script: Script) -> None:
+    """What several writers replaced at once stands twice in the listing of rclone's server; a page may end between."""
+    contents = "<Contents><Key>{}</Key><Size>3</Size><LastModified>2024-01-01T00:00:00Z</LastModified></Contents>"
+    more = "<IsTruncated>{}</IsTruncated><NextContinuationToken>n</NextContinuationToken>"
+    page = f"<ListBucketResult>{more}{{}}</ListBucketResult>"
+    names = [("true", ("a", "b", "b")), ("false", ("b", "c"))]
+    script.replies = [
+        Reply(200, body=page.format(cut, "".join(contents.format(name) for name in found)).encode())
+        for cut, found in names
+    ]
+    assert [info.key for info in S3Store("s3://bucket").list()] == ["a", "b", "c"]
