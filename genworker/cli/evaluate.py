@@ -81,6 +81,8 @@ def evaluate(
     bundle = _bundle_of(store)
     spec = _spec_of(bundle, data, store.url)
     real = real_images(spec.data, spec.training.holdout_share, "test" if split == "test" else "held-out")
+    for remark in real.remarks:
+        click.echo(f"evaluate: {remark}", err=True)
     device = pick_device(use_gpu=use_gpu)
     evaluation = run(
         bundle,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 from pydantic import ValidationError
 
@@ -86,6 +87,8 @@ def make_sheet(url: str, per_class: int, seed: int, real_spec: str | None) -> Im
     blocks = []
     if real_spec is not None:
         source = open_source(load_spec(TrainSpec, real_spec, (), {}).data)
+        for remark in source.remarks:
+            click.echo(f"sheet: {remark}", err=True)
         first = source.read(np.arange(min(len(source), 100 * per_class), dtype=np.int64))
         blocks.append(pick(iter([first]), source.schema, per_class, "real"))
     if kind_of(store) == "dataset":

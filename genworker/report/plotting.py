@@ -60,7 +60,7 @@ def new_axes(last_image: int) -> tuple[Figure, Axes]:
     """A figure and its axes, images seen from 0 to ``last_image`` along the horizontal one."""
     figure = Figure(figsize=(_WIDTH, _HEIGHT))
     # Fixed margins: an automatic layout takes as long as the drawing itself, and panels side by side would not line up.
-    figure.subplots_adjust(left=0.125, right=0.985, bottom=0.12, top=0.87)
+    figure.subplots_adjust(left=0.125, right=0.955, bottom=0.12, top=0.87)
     axes = figure.add_subplot()
     axes.xaxis.set_major_formatter(FuncFormatter(_count))
     axes.xaxis.set_major_locator(MaxNLocator(5))

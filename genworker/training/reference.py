@@ -83,6 +83,11 @@ class RealImages:
         """Of all these images."""
         return self.train.source.schema
 
+    @property
+    def remarks(self) -> list[str]:
+        """What both sources tell of their data, each line once; see `base.Source`."""
+        return list(dict.fromkeys([*self.train.source.remarks, *self.reference.source.remarks]))
+
 
 def real_images(
     data: SourceConfig, holdout_share: float, split: EvaluationSplit, source: Source | None = None

@@ -379,6 +379,20 @@ def test_sheet_puts_real_images_beside(places: Places) -> None:
     assert sizes[0] != sizes[1]
 
 
+@pytest.mark.parametrize("args", [("sheet", "run", "--out", "page.png", "--real"), ("evaluate", "run", "--data")])
+def test_what_is_not_read_of_real_images_is_told(places: Places, args: tuple[str, ...]) -> None:
+    """Whoever looks at real images, or compares with them, learns which files are left out, as in training."""
+    for name in ("train/a/0.png", "train/b/1.png", "test/a/2.png", "raw/a/3.png"):
+        path = places.root / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    spec = SPEC | {"data": {"name": "image-folder", "url": str(places.root / "pictures"), "image_size": 8}}
+    (places.root / "pictures.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    outcome = run(*args, places.root / "pictures.yaml", *(("--split", "test") if args[0] == "evaluate" else ()))
+    remark = f"{args[0]}: {places.root / 'pictures'}: files that are not read: 1, raw/a/3.png first"
+    assert outcome.err.count(remark) == 1
+
+
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
