@@ -152,11 +152,17 @@ def beside_driver(cls: type) -> Any:
 def room(options: dict[str, Any], not_on: Collection[str] = ()) -> int:
     """How many actors of these options the nodes of the cluster can hold, whoever uses them now; all but those ``not_on``."""
     needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
-    # A hair more, because three times a third of a GPU is a whole one.
     return sum(
-        min(int(node["Resources"].get(name, 0) / need + 1e-6) for name, need in needs.items() if need)
+        min(_fitting(name, node["Resources"].get(name, 0), need) for name, need in needs.items() if need)
         for node in nodes(options.get("label_selector", {}), not_on)
     )
+
+
+def _fitting(name: str, there: float, need: float) -> int:
+    # A hair more, because three times a third of a GPU is a whole one.
+    if name == "GPU" and need < 1:  # Ray splits each by itself: two actors of 0.6 do not fit on one and a half
+        return int(there) * int(1 / need + 1e-6)
+    return int(there / need + 1e-6)
 
 
 def nodes(labels: Mapping[str, str], not_on: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -10,6 +10,11 @@ import torch
 
 from genworker.errors import UsageError
 
+# The rest is for what each process has outside torch's allocator: its CUDA context and kernels.
+_OF_A_SHARE = 0.9
+# How the libraries below torch begin what they say; torch has a type of its own for CUDA's alone.
+_FAILURES = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_", "CUDNN_STATUS_")
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -32,7 +37,7 @@ def pick_device(*, use_gpu: bool, share: float = 1.0) -> torch.device:
         )
     device = torch.device("cuda", torch.cuda.current_device())
     if share < 1:
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        torch.cuda.set_per_process_memory_fraction(_OF_A_SHARE * share, device)
     return device
 
 
@@ -41,6 +46,16 @@ def is_out_of_memory(err: Exception) -> bool:
     return isinstance(err, torch.OutOfMemoryError | MemoryError) or (
         isinstance(err, RuntimeError) and "DefaultCPUAllocator" in str(err)
     )
+
+
+def is_broken(err: Exception) -> bool:
+    """Whether a GPU failed under this process, which CUDA then answers to whatever is asked of it afterwards.
+
+    Illegal addresses, memory that ECC gave up, a device that fell off the bus. A lack of memory is none of it.
+    """
+    words = str(err)
+    told = isinstance(err, torch.AcceleratorError) or any(name in words for name in _FAILURES)
+    return isinstance(err, RuntimeError) and told and not is_out_of_memory(err) and "out of memory" not in words
 
 
 def free_unused_memory(device: torch.device) -> None:

@@ -98,6 +98,10 @@ class OtherMachineError(DeterminismError):
     """This process computes or encodes otherwise than the plan says, so it makes nothing; another machine may."""
 
 
+class DeviceError(GenworkerError):
+    """The processor of this process, or what the process has of it, is in no state to go on; another process may be."""
+
+
 class JobError(GenworkerError):
     """A bulk job cannot finish: a task kept failing, or actors kept dying."""
 

@@ -6,6 +6,7 @@ node has; no image ever goes there.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,12 @@ from genworker import cluster
 from genworker.bulk.request import GenerateSpec
 from genworker.bulk.shard import ShardMaker
 from genworker.bulk.trials import calibrated
-from genworker.device import pick_device
-from genworker.errors import OtherMachineError, UsageError
+from genworker.device import is_broken, is_out_of_memory, pick_device
+from genworker.errors import DeviceError, OtherMachineError, UsageError
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     import torch
 
@@ -59,15 +60,30 @@ class ShardActor:
     def calibrate(self, spec: GenerateSpec, num_actors: int) -> Calibration:
         """The numerics of this actor's kind of machine, for a new plan."""
         assert self._bundle is not None, "calibrates before it makes shards"
-        return calibrated(spec, self._bundle, self._device, num_actors)
+        with self._failures_told():
+            return calibrated(spec, self._bundle, self._device, num_actors)
 
     def make(self, task: Task, attempt: int) -> Receipt:
         """Make and commit one shard."""
-        with self._setting_up:
-            if self._maker is None:
-                self._maker = ShardMaker(self._store, self._device, self._num_cpus, self._bundle)
-                self._bundle = None  # its networks are built
-        return self._maker.make(task, attempt)
+        with self._failures_told():
+            with self._setting_up:
+                if self._maker is None:
+                    self._maker = ShardMaker(self._store, self._device, self._num_cpus, self._bundle)
+                    self._bundle = None  # its networks are built
+            return self._maker.make(task, attempt)
+
+    @contextlib.contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """Raise DeviceError for what this process will not get over, so that another one takes its place.
+
+        A GPU without memory is that too: cuDNN goes on with other algorithms than before, which may give other bits.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as err:
+            if is_broken(err) or (self._use_gpu and is_out_of_memory(err)):
+                raise DeviceError(f"the GPU failed: {str(err).splitlines()[0]}") from err
+            raise
 
 
 def tasks_at_once(spec: GenerateSpec) -> int:

@@ -32,11 +32,11 @@ _HOPELESS = (BundleError, DeterminismError, PlanError, StoreAccessError, StoreFu
 
 @dataclass(eq=False)
 class _Work:
-    """One task on its way to a receipt. ``copies`` counts speculative attempts; ``trail`` holds all that were given out."""
+    """One task on its way to a receipt. ``trail`` holds its attempts, ``failed_at`` is where the last one failed."""
 
     task: Task
     failures: int = 0
-    copies: int = 0
+    failed_at: str = ""
     running: list[Attempt] = field(default_factory=list)
     trail: list[Attempt] = field(default_factory=list)
     receipt: Receipt | None = None
@@ -94,20 +94,27 @@ class Attempts:
         self._fresh = iter(())
         self._again.clear()
 
-    def next(self, *, idle: bool) -> Attempt | None:
-        """The next attempt for an actor: a task that failed, a fresh one, or if ``idle`` the slowest that others have."""
-        work = self._again.popleft() if self._again else self._draw()
+    @property
+    def some_wait(self) -> bool:
+        """Whether there are tasks that are to be given out again."""
+        return bool(self._again)
+
+    def next(self, *, idle: bool, where: str = "", alone: bool = True) -> Attempt | None:
+        """The next attempt for the actor at ``where``: a task that failed, a fresh one, or if ``idle`` the slowest of others.
+
+        Unless it is ``alone``, it is not given the task that failed there last.
+        """
+        work = self._take_waiting(None if alone else where) or self._draw()
         if work is None and idle:
             work = self._straggler()
             if work is not None:
-                work.copies += 1
                 self._tally.count("shards_speculative")
                 slow = work.running[0]
                 text = f"{work.task.key}: {slow} takes long, so a second one begins"
                 self._on_event(Event(text, work.task.key, slow.number))
         if work is None:
             return None
-        attempt = Attempt(work, work.failures + work.copies, time.monotonic())
+        attempt = Attempt(work, len(work.trail), time.monotonic())
         work.running.append(attempt)
         work.trail.append(attempt)
         self.num_running += 1
@@ -151,6 +158,7 @@ class Attempts:
             raise cause
         self._tally.count("shards_failed")
         work.failures += 1
+        work.failed_at = attempt.where
         what = str(cause) if isinstance(cause, GenworkerError) else f"{type(cause).__name__}: {cause}"
         if work.receipt is None and not work.running and work.failures >= self._max_attempts:
             raise JobError(
@@ -162,14 +170,24 @@ class Attempts:
         if work.receipt is None and not work.running:
             self._again.append(work)
 
-    def put_back(self, attempts: Iterable[Attempt]) -> None:
-        """Take back what an actor was given and cannot have failed at; it costs the tasks no attempt."""
+    def put_back(self, attempts: Iterable[Attempt], *, begun: bool) -> None:
+        """Take back what an actor was given and did not fail at; it counts as no failure of the tasks.
+
+        Whatever was ``begun`` may have been stored before the actor went, so it is remembered and its number not given again.
+        """
         for attempt in reversed(list(attempts)):
             work = attempt.work
             self._end(attempt)
-            work.trail.remove(attempt)
+            if not begun:
+                work.trail.remove(attempt)
             if work.receipt is None and not work.running:
                 self._again.appendleft(work)
+
+    def _take_waiting(self, not_failed_at: str | None) -> _Work | None:
+        work = next((work for work in self._again if not_failed_at is None or work.failed_at != not_failed_at), None)
+        if work is not None:
+            self._again.remove(work)
+        return work
 
     def _draw(self) -> _Work | None:
         task = next(self._fresh, None)

@@ -5,6 +5,7 @@ In: deaths, refusals, and tasks that were finished. Out: events, and in the end 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from ray.exceptions import RayActorError
@@ -13,20 +14,22 @@ from genworker.bulk.members import Member
 from genworker.errors import ClusterError, GenworkerError, JobError, OtherMachineError
 
 _LOSSES_OF_A_SMALL_POOL = 3
+_MOST_BROKEN_ON_A_NODE = 3
 
 
 class Losses:
     """Tells actors that are lost whatever they do from a node that takes all of its actors along.
 
     Args:
-        on_event: told in one line of every death, and of every node whose actors refuse.
+        on_event: told in one line of every death, of every actor that was given up, and of every node whose actors refuse.
         on_refused: given the id of such a node.
     """
 
     def __init__(self, on_event: Callable[[str], None], on_refused: Callable[[str], None]) -> None:
-        self._refusal: OtherMachineError | None = None
+        self._refusal: GenworkerError | None = None
+        self._broken: Counter[str] = Counter()
         self._on_event, self._on_refused = on_event, on_refused
-        self._refusing: set[str] = set()
+        self._left_out: set[str] = set()
         self._in_a_row = self._most_members = 0
 
     def died(self, err: RayActorError, num_members: int) -> None:
@@ -44,6 +47,24 @@ class Losses:
             ) from err
         self._on_event(f"an actor died and is replaced: {reason}")
 
+    def broke(self, err: Exception, member: Member, num_members: int) -> None:
+        """Note that ``member``, one of so many, was given up, because of ``err``; after a few, its node is left out.
+
+        Raises:
+            JobError: so were too many.
+        """
+        if self._too_many(num_members):
+            raise JobError(
+                f"{self._in_a_row} actors were given up without finishing a task in between, the last one on {member.where}: "
+                f"{err}; the dataset is not published, what was made stays: mend the cause and run the command again"
+            ) from err
+        self._broken[member.node] += 1
+        if self._broken[member.node] < _MOST_BROKEN_ON_A_NODE:
+            self._on_event(f"the actor on {member.where} is replaced: {err}")
+            return
+        self._refusal = err if isinstance(err, GenworkerError) else JobError(f"{type(err).__name__}: {err}")
+        self._leave_out(member, f"is the third that is given up on its node, which is left out: {err}")
+
     def refused(self, err: OtherMachineError, member: Member, num_members: int) -> None:
         """Note that ``member``, one of so many, may not make shards of this plan.
 
@@ -53,14 +74,12 @@ class Losses:
         self._refusal = err
         if self._too_many(num_members):
             raise err
-        if member.node not in self._refusing:
-            self._refusing.add(member.node)
-            self._on_refused(member.node)
-            self._on_event(f"the actor on {member.where} refused, and its node is left out: {err}")
+        self._leave_out(member, f"refused, and its node is left out: {err}")
 
-    def task_finished(self) -> None:
+    def task_finished(self, member: Member) -> None:
         """Note that somebody does finish tasks."""
         self._in_a_row = self._most_members = 0
+        self._broken.pop(member.node, None)
 
     def reason_for(self, shortage: ClusterError, room: int) -> GenworkerError:
         """What to tell of a shortage that ends the job, in a cluster with room for so many actors on nodes not left out."""
@@ -69,6 +88,12 @@ class Losses:
         if room == 0:
             return self._refusal
         return ClusterError(f"{shortage}; nodes were left out: {self._refusal}")
+
+    def _leave_out(self, member: Member, why: str) -> None:
+        if member.node not in self._left_out:
+            self._left_out.add(member.node)
+            self._on_refused(member.node)
+            self._on_event(f"the actor on {member.where} {why}")
 
     def _too_many(self, num_members: int) -> bool:
         # All may be lost at once, and those that replace them once more. What counts is how many there were: after the

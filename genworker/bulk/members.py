@@ -6,7 +6,7 @@ starts and ends nothing and knows no Ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from genworker.bulk.attempts import Attempt
@@ -15,7 +15,8 @@ from genworker.bulk.attempts import Attempt
 class Member:
     """One actor.
 
-    ``where`` and the id of its ``node`` are known once it is ready; ``given`` are the attempts that it has not answered.
+    ``where`` and the id of its ``node`` are known once it is ready; ``given`` are the attempts that it has not answered;
+    ``failures`` counts those that failed since one succeeded.
     """
 
     def __init__(self, actor: Any) -> None:
@@ -23,6 +24,7 @@ class Member:
         self.where: str | None = None
         self.node = ""
         self.given: dict[Attempt, None] = {}
+        self.failures = 0
         self.gone = False
 
 
@@ -53,9 +55,9 @@ class Members:
         """One that is ready, the least busy first; None while there is none."""
         return next((member for load in self._loads for member in load), None)
 
-    def holding(self, load: int) -> Member | None:
-        """One that is ready and holds ``load`` tasks, or None."""
-        return next(iter(self._loads[load]), None)
+    def holding(self, load: int, without: Container[Member] = ()) -> Member | None:
+        """One that is ready and holds ``load`` tasks, none of those ``without``; or None."""
+        return next((member for member in self._loads[load] if member not in without), None)
 
     def waiting(self) -> list[Member]:
         """Those that start or wait for a place, the oldest first."""

@@ -25,9 +25,18 @@ from genworker.bulk.plan import Task
 from genworker.bulk.records import Receipt
 from genworker.bulk.speculation import Stragglers
 from genworker.bulk.tally import Tally
-from genworker.errors import ClusterError, GenworkerError, JobError, OtherMachineError
+from genworker.errors import (
+    ClusterError,
+    DeviceError,
+    GenworkerError,
+    JobError,
+    OtherMachineError,
+    StoreError,
+)
 
 _TICK_SECONDS = 0.5
+# An actor that failed so often in a row, at whatever it was given, is likelier to be the cause than its tasks are.
+_MOST_FAILURES = 3
 
 
 class Drained(KeyboardInterrupt):
@@ -134,6 +143,10 @@ class ShardPool:
                 if isinstance(err.cause, OtherMachineError):  # another machine may be of use
                     self._do_without(member, err.cause)
                     continue
+                if isinstance(err.cause, DeviceError) and deaths + 1 < self._max_attempts:
+                    deaths += 1
+                    self._replace(member, err.cause)
+                    continue
                 if isinstance(err.cause, GenworkerError):
                     raise err.cause from err
                 what = f"{type(err.cause).__name__}: {err.cause}"
@@ -207,9 +220,18 @@ class ShardPool:
         self._polled_at = float("-inf")
         # The oldest task is the likeliest to have killed the actor; the others keep their count.
         given = list(member.given)
-        self._attempts.put_back(given[1:])
+        self._attempts.put_back(given[1:], begun=True)
         if given:
             self._attempts.failed(given[0], JobError(f"the actor that made it died: {reason_of(err)}"))
+
+    def _replace(self, member: Member, cause: Exception) -> None:
+        """Let an actor go that lives but gets nothing done; its other tasks keep their count."""
+        num_members = len(self._members)
+        self._dismiss(member)
+        self._tally.count("actors_lost")
+        self._losses.broke(cause, member, num_members)
+        self._polled_at = float("-inf")
+        self._attempts.put_back(member.given, begun=True)
 
     def _do_without(self, member: Member, err: OtherMachineError) -> None:
         """Let an actor go whose machine may not make shards of this plan; its tasks keep their count."""
@@ -217,17 +239,22 @@ class ShardPool:
         self._dismiss(member)
         self._losses.refused(err, member, num_members)
         self._polled_at = float("-inf")
-        self._attempts.put_back(member.given)
+        self._attempts.put_back(member.given, begun=False)
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
         # Breadth first: with few tasks left, no actor holds two while another holds none.
+        alone = self._members.num_ready == 1
         for load in range(self._depth):
-            while (member := self._members.holding(load)) is not None:
-                attempt = self._attempts.next(idle=load == 0)
+            passed_over: set[Member] = set()
+            while (member := self._members.holding(load, passed_over)) is not None:
+                attempt = self._attempts.next(idle=load == 0, where=member.where or "", alone=alone)
                 if attempt is None:
-                    break
+                    if not self._attempts.some_wait:
+                        break
+                    passed_over.add(member)  # what waits failed there; others may take it
+                    continue
                 self._members.give(member, attempt)
                 self._listen(member, attempt, member.actor.make.remote(attempt.task, attempt.number))
         self._tally.show("queue_depth", self._attempts.num_running)
@@ -261,9 +288,14 @@ class ShardPool:
             return None
         self._members.answered(member, attempt)
         if cause is not None:
-            self._attempts.failed(attempt, cause if isinstance(cause, Exception) else RayError(str(cause)))
+            cause = cause if isinstance(cause, Exception) else RayError(str(cause))
+            self._attempts.failed(attempt, cause)
+            member.failures += not isinstance(cause, StoreError)  # which is the store's fault
+            if isinstance(cause, DeviceError) or member.failures >= _MOST_FAILURES:
+                self._replace(member, cause)
             return None
-        self._losses.task_finished()
+        member.failures = 0
+        self._losses.task_finished(member)
         receipt = self._attempts.succeeded(attempt, future.result())
         if receipt is not None and self._tasks_left is not None:
             self._tasks_left -= 1

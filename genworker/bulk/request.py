@@ -91,8 +91,10 @@ class GenerateSpec(Spec):
     def _can_be_placed(self) -> GenerateSpec:
         if self.most_actors is not None and self.fewest_actors > self.most_actors:
             raise ValueError(f"actors {self.fewest_actors}:{self.most_actors}: write min:max, min first")
-        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
-            raise ValueError(f"gpus_per_actor {self.gpus_per_actor}: above 1 it must be a whole number")
+        if self.gpus_per_actor > 1:
+            raise ValueError(
+                f"gpus_per_actor {self.gpus_per_actor:g}: an actor computes on one GPU, the others would idle; give 1 or less"
+            )
         return self
 
     @field_validator("labels", mode="before")

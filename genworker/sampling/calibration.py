@@ -29,6 +29,7 @@ WORTHWHILE_SECONDS = 100.0
 _MARGIN = 0.03
 _MEASURING_SECONDS = 0.4
 _CUDA_BATCHES = 8  # measured together, because they overlap
+_LEAST_RUNS = 2  # one that picks kernels, and one that counts
 # How far images may be from those of the start, in steps of eight bits: over all values, and for the worst of them. Between
 # bfloat16 and float32 trained models were measured to differ by 0.2 and 7, untrained ones of 256x256 by 0.5 and 8; the images
 # of other samples differ by 50 and more.
@@ -92,7 +93,8 @@ def calibrate(
         steps: groups of changes; of each group the best is kept before the next is tried.
         measure: what it raises for anything but ``start``, of RuntimeError, BundleError and PlanError, excludes that, and so do
             pixels that differ from those of ``start`` by more than a mean step of eight bits, or by 64 steps anywhere.
-        budget_seconds: no trial is begun that would end later, if it took as long as that of ``start``.
+        budget_seconds: no trial is begun that would end later, if it took as long as that of ``start`` and as much longer as
+            its micro-batches are larger.
         clock: seconds, as `clock_of` gives them.
     """
     began = clock()
@@ -103,10 +105,9 @@ def calibrate(
     for step in steps:
         stem = best
         for change in step:
-            if clock() - began + trial_seconds > budget_seconds:
-                break
             numerics = stem.model_copy(update=change)
-            if numerics == stem:
+            longer = _LEAST_RUNS * max(0, _samples_of_a_run(numerics) - _samples_of_a_run(start)) / best_rate
+            if numerics == stem or clock() - began + trial_seconds + longer > budget_seconds:
                 continue
             try:
                 rate, pixels = measure(numerics)
@@ -168,8 +169,7 @@ def measured(
 
     It is the best of the runs that ``seconds`` allow, so that what else the machine does counts little.
     """
-    on_gpu = numerics.device_class.startswith("cuda")
-    count = numerics.micro_batch * (_CUDA_BATCHES if on_gpu else 1)
+    count = _samples_of_a_run(numerics)
     batches = make(count)
     pixels = next(batches).pixels[:_COMPARED].copy()
     _exhaust(batches)  # the first run allocates, and picks kernels
@@ -179,6 +179,10 @@ def measured(
         _exhaust(make(count))
         best = min(best, clock() - started)
     return Measurement(count / best, pixels)
+
+
+def _samples_of_a_run(numerics: Numerics) -> int:
+    return numerics.micro_batch * (_CUDA_BATCHES if numerics.device_class.startswith("cuda") else 1)
 
 
 def _exhaust(batches: Iterable[object]) -> None:

@@ -140,6 +140,7 @@ class _CudaEvaluator:
         self._device = device
         self._dtype = dtype
         self._first = _FirstImages(dtype)
+        self._refusals = _refusals(device)
         self._compute = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._copy = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # The weights came here on the stream that was current; they may still be on their way.
@@ -163,8 +164,10 @@ class _CudaEvaluator:
                 host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
                 host.copy_(pixels, non_blocking=True)
                 pixels.record_stream(self._copy)
-                arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                # Waiting for it must not keep a processor busy that encoders could use.
+                arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 arrived.record(self._copy)
+        self._check_memory()
 
         def finish() -> Pixels:
             with stages.timed("forward"):
@@ -172,6 +175,17 @@ class _CudaEvaluator:
             return host.numpy()
 
         return finish
+
+    def _check_memory(self) -> None:
+        """Raise OutOfMemoryError if memory was refused to anybody since the evaluator was made.
+
+        Where cuDNN finds no room for an algorithm it takes another, without a word and for good, and that may give other bits.
+        """
+        if _refusals(self._device) > self._refusals:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory: a convolution may have gone on with another algorithm, which gives other bits; give a "
+                "smaller --micro-batch, or more of the GPU where actors share it"
+            )
 
     def _pixels(self, latents: Tensor, classes: Tensor | None) -> Tensor:
         if self._graph is None:
@@ -198,3 +212,8 @@ class _CudaEvaluator:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=self._compute, capture_error_mode="thread_local"):
             self._output = to_uint8(self._module(self._latents, self._classes))
+
+
+def _refusals(device: torch.device) -> int:
+    """How often this process was refused memory of a GPU, whoever caught that."""
+    return int(torch.cuda.memory_stats_as_nested_dict(device).get("num_ooms", 0))

@@ -126,12 +126,44 @@ def test_what_no_attempt_can_mend_is_raised_as_it_is(error: Exception) -> None:
         attempts.failed(take(attempts), error)
 
 
-def test_tasks_that_waited_in_a_dead_actor_lose_no_attempt() -> None:
-    """What is put back comes first, in order, with the number that it had."""
-    attempts, *_ = attempts_at(4)
+@pytest.mark.parametrize("begun", [False, True])
+def test_tasks_that_waited_in_a_lost_actor_lose_no_attempt(begun: bool) -> None:
+    """What is put back comes first, in order, and failed at nothing; only what cannot have begun keeps its number."""
+    attempts, *_ = attempts_at(4, max_attempts=1)
     given = [take(attempts) for _ in range(3)]
-    attempts.put_back(given[1:])
-    assert [(take(attempts).task.shard_index, 0) for _ in range(3)] == [(1, 0), (2, 0), (3, 0)]
+    attempts.put_back(given[1:], begun=begun)
+    again = [take(attempts) for _ in range(3)]
+    assert [(attempt.task.shard_index, attempt.number) for attempt in again] == [(1, begun), (2, begun), (3, 0)]
+    assert attempts.num_running == 4
+
+
+def test_what_a_lost_actor_may_have_stored_is_named() -> None:
+    """A dead actor may have stored its shard; where the next attempt finds other bytes there, both are told."""
+    attempts, *_ = attempts_at(1)
+    attempts.put_back([take(attempts, "10.0.0.1 pid 7")], begun=True)
+    with pytest.raises(
+        DeterminismError, match=r"attempt 0 by the actor on 10\.0\.0\.1 pid 7; attempt 1 by .* 10\.0\.0\.2 pid 8"
+    ):
+        attempts.failed(take(attempts, "10.0.0.2 pid 8"), DeterminismError("holds others"))
+
+
+def test_a_task_does_not_go_back_to_the_actor_that_failed_at_it() -> None:
+    """Unless there is no other; whoever failed gets a fresh task instead."""
+    attempts, *_ = attempts_at(2)
+    attempts.failed(take(attempts, "a"), StoreError("no"))
+    fresh = attempts.next(idle=True, where="a", alone=False)
+    assert fresh is not None
+    assert fresh.task.shard_index == 1
+    assert attempts.next(idle=True, where="a", alone=False) is None
+    assert attempts.some_wait
+    again = attempts.next(idle=True, where="b", alone=False)
+    assert again is not None
+    assert (again.task.shard_index, again.number) == (0, 1)
+    again.where = "b"
+    attempts.failed(again, StoreError("no"))
+    alone = attempts.next(idle=True, where="b", alone=True)
+    assert alone is not None
+    assert alone.task.shard_index == 0
 
 
 def test_only_idle_actors_get_a_second_attempt_and_each_task_one() -> None:
@@ -260,11 +292,11 @@ def test_a_summary_adds_up() -> None:
     ("changes", "message"),
     [
         ({"actors": [3, 2]}, "actors 3:2: write min:max"),
-        ({"gpus_per_actor": 1.5}, "gpus_per_actor 1.5: above 1 it must be a whole number"),
+        ({"gpus_per_actor": 1.5}, "gpus_per_actor 1.5: an actor computes on one GPU"),
     ],
 )
 def test_what_cannot_be_placed_is_refused(changes: dict[str, object], message: str) -> None:
-    """Ranges run upwards, and Ray splits single GPUs only."""
+    """Ranges run upwards, and an actor uses no second GPU."""
     with pytest.raises(UsageError, match=message):
         GenerateSpec.parse({"bundle": "b", "out": "o", "num_samples": 1, **changes}, origin="test")
 

@@ -17,13 +17,20 @@ from genworker.bulk.attempts import Attempts
 from genworker.bulk.capacity import Capacity, fixed
 from genworker.bulk.job import _draining
 from genworker.bulk.losses import Losses
-from genworker.bulk.members import Members
+from genworker.bulk.members import Member, Members
 from genworker.bulk.plan import Task
 from genworker.bulk.pool import Drained, ShardPool
 from genworker.bulk.request import GenerateSpec
 from genworker.bulk.speculation import Stragglers
 from genworker.bulk.tally import Tally
-from genworker.errors import ClusterError, DeterminismError, JobError, OtherMachineError
+from genworker.errors import (
+    ClusterError,
+    DeterminismError,
+    DeviceError,
+    JobError,
+    OtherMachineError,
+    StoreError,
+)
 from tests.fakes.actors import receipt_for
 from tests.fakes.local_actors import LocalActor, LocalActors
 
@@ -141,7 +148,7 @@ def test_losses_count_against_the_most_actors_since_a_task_was_finished() -> Non
         losses.died(RayActorError(), num_members)
     with pytest.raises(JobError, match=r"^33 actors died"):
         losses.died(RayActorError(), 16)
-    losses.task_finished()
+    losses.task_finished(Member(object()))
     for _ in range(3):
         losses.died(RayActorError(), 1)
     with pytest.raises(JobError, match=r"^4 actors died"):
@@ -200,6 +207,90 @@ def test_who_can_be_spared() -> None:
     assert members.spare(5) == []
     assert [member.where for member in members.spare(1)] == ["pid 2", "pid 3", "pid 4", "pid 5"]
     assert [member.where for member in members.spare(0)] == ["pid 2", "pid 3", "pid 4", "pid 5", "pid 1"]
+
+
+# --- actors that live and get nothing done ---------------------------------------------------------------------------
+
+BROKEN = DeviceError("the GPU failed: CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize("err", [BROKEN, ValueError("what is broken here nobody knows")])
+def test_an_actor_that_fails_at_everything_is_replaced(err: Exception) -> None:
+    """It answers at once, so it would take, and fail at, all tasks while the others work; none of them is failed for that."""
+    slow: list[tuple[Future[Any], Receipt]] = []
+
+    def answer(actor: LocalActor, _method: str, task: Task, attempt: int) -> Any:
+        if actor.number == 0 and actor.num_calls > 2:
+            raise err
+        if actor.number == 1:
+            slow.append((Future(), receipt_for(task, attempt)))
+            return slow[-1][0]
+        return receipt_for(task, attempt)
+
+    def on_tick() -> None:
+        while slow:
+            future, receipt = slow.pop()
+            future.set_result(receipt)
+
+    actors, events, tally = LocalActors(answer, lambda number: f"node {number % 2}"), list[str](), Tally()
+    pool = ShardPool(actors.start, fixed(2), max_attempts=2, on_event=events.append, on_tick=on_tick, tally=tally)
+    assert shards_of(pool, 40) == list(range(40))
+    assert tally["actors_lost"] == 1
+    assert [event for event in events if "is replaced" in event] == [f"the actor on node 0 pid 0 is replaced: {err}"]
+    assert len(actors.started) == 3
+
+
+def test_an_actor_is_not_blamed_for_the_store() -> None:
+    """Where the store fails, all actors meet that; another process would meet it too."""
+
+    def answer(_actor: LocalActor, _method: str, task: Task, attempt: int) -> Receipt:
+        if attempt < 4:
+            raise StoreError("503")
+        return receipt_for(task, attempt)
+
+    actors = LocalActors(answer)
+    assert shards_of(ShardPool(actors.start, fixed(1), max_attempts=5), 6) == list(range(6))
+    assert len(actors.started) == 1
+
+
+def test_a_node_whose_actors_break_again_and_again_is_left_out() -> None:
+    """A GPU that stays broken breaks each process that comes to it; after three the job goes on without its node."""
+    left_out: set[str] = set()
+
+    def answer(actor: LocalActor, _method: str, task: Task, attempt: int) -> Receipt:
+        if actor.node == "odd":
+            raise BROKEN
+        return receipt_for(task, attempt)
+
+    actors = LocalActors(answer, lambda number: "good" if number == 0 or "odd" in left_out else "odd")
+    events: list[str] = []
+    pool = ShardPool(actors.start, fixed(2), depth=1, on_event=events.append, on_refused=left_out.add, poll_seconds=0.0)
+    assert shards_of(pool, 40) == list(range(40))
+    assert left_out == {"odd"}
+    assert f"the actor on odd pid 3 is the third that is given up on its node, which is left out: {BROKEN}" in events
+    assert len(actors.started) == 5
+
+    left_out.clear()
+    alone = LocalActors(answer, lambda _number: "odd")
+    capacity = Capacity(1, 1, lambda: 0 if left_out else 1)
+    with pytest.raises(DeviceError, match=r"^the GPU failed: CUDA error: an illegal memory access was encountered$"):
+        shards_of(ShardPool(alone.start, capacity, max_attempts=9, on_refused=left_out.add), 40)
+    assert len(alone.started) == 3
+
+
+def test_a_question_that_breaks_an_actor_goes_to_another() -> None:
+    """As one does whose actor dies; after max_attempts the reason ends the job."""
+
+    def answer(actor: LocalActor, *_: object) -> str:
+        if actor.number < 2:
+            raise RayTaskError("calibrate", "", BROKEN)
+        return "found"
+
+    actors = LocalActors(answer)
+    assert ShardPool(actors.start, fixed(1), max_attempts=3).ask("calibrate") == "found"
+    assert len(actors.started) == 3
+    with pytest.raises(DeviceError, match=r"^the GPU failed"):
+        ShardPool(LocalActors(answer).start, fixed(1), max_attempts=2).ask("calibrate")
 
 
 # --- machines of another kind ----------------------------------------------------------------------------------------
@@ -304,6 +395,17 @@ def test_no_actor_starts_on_a_node_that_was_left_out(monkeypatch: pytest.MonkeyP
     one.leave_out("a")
     assert one.options()["label_selector"] == {"ray.io/node-id": "a"}
     assert one.room() == 0
+
+
+@pytest.mark.parametrize(("share", "gpus", "expected"), [(0.6, 2, 2), (0.4, 2, 4), (1 / 3, 2, 6), (1.0, 3, 3)])
+def test_an_actor_has_its_part_of_one_gpu(
+    share: float, gpus: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of several GPUs makes no place: Ray splits each by itself."""
+    node = {"NodeID": "a", "Alive": True, "Resources": {"CPU": 64.0, "GPU": float(gpus)}, "Labels": {}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    values = {"bundle": "b", "out": "o", "num_samples": 1, "use_gpu": True, "gpus_per_actor": share}
+    assert Places(GenerateSpec.parse(values, origin="test")).room() == expected
 
 
 def test_a_job_without_tasks_needs_no_actor() -> None:
