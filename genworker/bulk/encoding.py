@@ -15,6 +15,9 @@ from genworker.bulk.stages import StageSeconds
 from genworker.codecs.base import Codec
 from genworker.schema import Pixels, SampleBatch
 
+# Few enough that one batch keeps all threads busy, and enough that handing them over costs nothing.
+_IMAGES_PER_PART = 64
+
 
 def seconds_to_encode(codec: Codec, pixels: Pixels) -> float:
     """What one image of ``pixels`` [N, H, W, C] takes this thread, without what others take of the machine."""
@@ -26,7 +29,10 @@ def seconds_to_encode(codec: Codec, pixels: Pixels) -> float:
 
 
 class Encoder:
-    """A codec and ``num_threads`` threads to run it in; with none of them the caller's thread encodes."""
+    """A codec and ``num_threads`` threads to run it in; with none of them the caller's thread encodes.
+
+    A batch is shared among the threads, some images to each: on a GPU one batch can be a whole shard.
+    """
 
     def __init__(self, codec: Codec, num_threads: int) -> None:
         self._codec = codec
@@ -36,32 +42,38 @@ class Encoder:
     def encode(self, batches: Iterator[SampleBatch], stages: StageSeconds) -> Iterator[tuple[SampleBatch, list[bytes]]]:
         """Yield each batch with its images as the codec encodes them; may be called by several threads at once.
 
-        At most 2 x num_threads batches of each call wait or are being encoded. What a batch raises is raised in its place.
+        At most 2 x num_threads batches of each call, and no more parts of them but those of one batch, wait or are being
+        encoded. What a batch raises is raised in its place.
         """
-        pending: deque[tuple[SampleBatch, Future[list[bytes]]]] = deque()
+        pending: deque[tuple[SampleBatch, list[Future[list[bytes]]]]] = deque()
         try:
             for batch in batches:
                 if self._threads is None:
                     with stages.timed("encode"):
-                        images = self._encode(batch)
+                        images = self._encode(batch.pixels)
                     yield batch, images
                     continue
-                pending.append((batch, self._threads.submit(self._encode, batch)))
-                if len(pending) > self._ahead:
+                starts = range(0, len(batch), _IMAGES_PER_PART)
+                parts = (batch.pixels[start : start + _IMAGES_PER_PART] for start in starts)
+                pending.append((batch, [self._threads.submit(self._encode, part) for part in parts]))
+                while sum(len(futures) for _, futures in pending) > self._ahead:
                     yield self._first(pending, stages)
             while pending:
                 yield self._first(pending, stages)
         finally:
-            for _, future in pending:
-                future.cancel()
+            for _, futures in pending:
+                for future in futures:
+                    future.cancel()
 
-    def _encode(self, batch: SampleBatch) -> list[bytes]:
-        return [self._codec.encode(pixels) for pixels in batch.pixels]
+    def _encode(self, pixels: Pixels) -> list[bytes]:
+        return [self._codec.encode(image) for image in pixels]
 
     @staticmethod
     def _first(
-        pending: deque[tuple[SampleBatch, Future[list[bytes]]]], stages: StageSeconds
+        pending: deque[tuple[SampleBatch, list[Future[list[bytes]]]]], stages: StageSeconds
     ) -> tuple[SampleBatch, list[bytes]]:
-        batch, future = pending.popleft()
+        batch, futures = pending[0]
         with stages.timed("encode"):
-            return batch, future.result()
+            images = [image for future in futures for image in future.result()]
+        pending.popleft()  # not before: what raises leaves the others to be cancelled
+        return batch, images

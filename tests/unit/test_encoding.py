@@ -58,6 +58,24 @@ def test_it_runs_few_batches_ahead(num_threads: int) -> None:
         assert len(taken) <= number + 1 + 2 * num_threads
 
 
+def test_one_large_batch_keeps_all_threads_busy() -> None:
+    """A micro-batch of a GPU can be a whole shard; its images are shared among the threads and come back in order."""
+    met = threading.Barrier(3, timeout=20)
+
+    class Codec:
+        def encode(self, pixels: Pixels) -> bytes:
+            if pixels[0, 0, 0] in first_of_parts:
+                met.wait()  # passed only where three threads are at it at once
+            return CODEC.encode(pixels)
+
+    batch = fake.samples_of(fake.SCHEMA, np.arange(192))
+    first_of_parts = {int(batch.pixels[row, 0, 0, 0]) for row in (0, 64, 128)}
+    alike = [row for row in range(192) if int(batch.pixels[row, 0, 0, 0]) in first_of_parts]
+    assert alike == [0, 64, 128]
+    ((_, images),) = Encoder(Codec(), 3).encode(iter([batch]), StageSeconds())  # type: ignore[arg-type]
+    assert images == [CODEC.encode(pixels) for pixels in batch.pixels]
+
+
 @pytest.mark.parametrize("num_threads", [0, 2])
 def test_what_a_batch_raises_comes_in_its_place(num_threads: int) -> None:
     """The batches before it are given, then the error; the encoder serves on."""
