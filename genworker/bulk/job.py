@@ -10,6 +10,7 @@ import contextlib
 import functools
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ from genworker.stores import open_store
 
 # The rate of the first shards of each actor holds their start; from the second ones on it tells something.
 _ESTIMATE_SHARDS_PER_ACTOR = 3
+_SECONDS_BETWEEN_MESSAGES = 10.0
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def generate(spec: GenerateSpec, on_progress: Callable[[Progress], None] = lambd
                 bundle,
                 lambda tasks: run.make(pool, tasks),
                 on_recalled=functools.partial(run.reporter.begin, plan),
+                on_adopted=run.adopted,
                 on_made=run.made,
                 end_makers=pool.close,
             )
@@ -142,6 +145,7 @@ class _Run:
         self._spec = spec
         self.tally = Tally(Meters("driver"))
         self.reporter = Reporter(on_progress)
+        self._told_at = time.monotonic()
         self._forecast: dict[str, Any] | None = None
         self._estimate: dict[str, Any] | None = None
         self.places = actor.Places(spec)
@@ -173,6 +177,12 @@ class _Run:
     def foresee(self, calibration: Calibration, num_actors: int) -> None:
         self._forecast = summary.forecast(self._spec, calibration, num_actors)
         self._tell_price(self._forecast)
+
+    def adopted(self, done: int, total: int) -> None:
+        """Tell now and then how far it is with shards that a killed driver left without receipts."""
+        if (now := time.monotonic()) - self._told_at >= _SECONDS_BETWEEN_MESSAGES:
+            self._told_at = now
+            self.reporter.event(f"{done} of {total} stored shards that no receipt names are checked")
 
     def made(self, receipt: Receipt) -> None:
         self.reporter.made(receipt)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from pydantic import ValidationError
@@ -20,6 +22,9 @@ from genworker.bulk.records import MAX_RECEIPTS_BYTES, Receipt, ReceiptBatch
 from genworker.errors import DatasetError, DeterminismError, ObjectExistsError
 from genworker.reading.shard import naming
 from genworker.stores.base import ObjectInfo, Store
+
+# To look into shards that no receipt names.
+_MOST_THREADS, _TASKS_PER_THREAD = 16, 4
 
 
 def write(store: Store, plan: Plan, receipts: Iterable[Receipt]) -> None:
@@ -63,11 +68,17 @@ def read(store: Store, plan: Plan) -> ReceiptTable:
     return receipts
 
 
-def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None = None) -> ReceiptTable:
+def committed(
+    store: Store,
+    plan: Plan,
+    receipts: Mapping[int, Receipt] | None = None,
+    on_adopted: Callable[[Receipt, int, int], None] = lambda _receipt, _done, _total: None,
+) -> ReceiptTable:
     """What was committed so far, by shard index, from storage alone.
 
     A shard that is stored but named by no receipt (the driver died in between) is opened and checked to be the plan's own.
-    ``receipts`` is what `read` gave, for a caller that has read them already.
+    ``receipts`` is what `read` gave, for a caller that has read them already. ``on_adopted`` is told of each such shard: its
+    receipt, how many there were so far, and how many there are.
 
     Raises:
         DatasetError: data/ holds an object that is no shard of this plan, or one that differs from its receipt.
@@ -83,8 +94,10 @@ def committed(store: Store, plan: Plan, receipts: Mapping[int, Receipt] | None =
         )
     # Where the object under the key is missing, files are there in part; making the shard again finds them equal.
     found, whole = ReceiptTable.of(plan.num_shards, receipts).where(there.complete), layout.whole()
-    for index in map(int, np.flatnonzero(there.complete & ~found.there)):
-        found[index] = adopt(store, plan, plan.task(index))
+    nameless = [plan.task(int(index)) for index in np.flatnonzero(there.complete & ~found.there)]
+    for done, receipt in enumerate(_adopt_all(store, plan, nameless), 1):
+        found[receipt.shard_index] = receipt
+        on_adopted(receipt, done, len(nameless))
     changed = there.complete & ((there.num_objects != whole) | (there.num_bytes != found.num_bytes))
     for index in map(int, np.flatnonzero(changed)):
         raise DatasetError(
@@ -112,6 +125,19 @@ def _survey(store: Store, layout: Layout, plan: Plan) -> tuple[Stored, list[Obje
 
 def _in_objects(count: int) -> str:
     return f" in {count} objects" if count > 1 else ""
+
+
+def _adopt_all(store: Store, plan: Plan, tasks: list[Task]) -> Iterator[Receipt]:
+    """`adopt` for all tasks, in their order; several at once where there are many, each of which is in memory meanwhile."""
+    threads = min(_MOST_THREADS, os.cpu_count() or 1, len(tasks) // _TASKS_PER_THREAD)
+    if threads <= 1:
+        yield from (adopt(store, plan, task) for task in tasks)
+        return
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(lambda task: adopt(store, plan, task), tasks)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def adopt(store: Store, plan: Plan, task: Task) -> Receipt:

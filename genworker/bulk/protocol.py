@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from enum import Enum
 
@@ -28,10 +29,11 @@ from genworker.errors import GenworkerError, PlanError, StoreError
 from genworker.stores.base import Store
 
 # A driver that is killed leaves receipts unwritten, and its successor reads those shards: few, or a small part of what is
-# there. So batches grow with the job, and a million shards take hundreds of objects.
+# there, and no more than a minute's. So batches grow with the job, and a million shards take hundreds of objects.
 RECEIPTS_PER_OBJECT = 16
 _MOST_RECEIPTS_PER_OBJECT = 4096
 _PART_OF_DONE = 32
+_RECORD_SECONDS = 60.0
 # A recall lists a thousand shards per request, so it costs a driver that takes this part of them first next to nothing.
 _SHARDS_PER_RECALL = 1_000
 
@@ -59,6 +61,7 @@ class Driver:
         bundle: that the plan names.
         make: makes and commits the tasks that it is given, each once, and yields receipts in any order.
         on_recalled: told of the receipts that are there, at the start and whenever another driver was met.
+        on_adopted: told how many of the shards that are there without a receipt were checked, and of how many.
         on_made: told of each new receipt.
         end_makers: called when the run fails, before that is recorded: whatever is stored after a failure makes it history.
         receipts_per_object: how many receipts wait before they are stored, more in large jobs.
@@ -78,6 +81,7 @@ class Driver:
         make: Makers,
         *,
         on_recalled: Callable[[Mapping[int, Receipt]], None] = lambda _receipts: None,
+        on_adopted: Callable[[int, int], None] = lambda _done, _total: None,
         on_made: Callable[[Receipt], None] = lambda _receipt: None,
         end_makers: Callable[[], None] = lambda: None,
         receipts_per_object: int = RECEIPTS_PER_OBJECT,
@@ -87,11 +91,13 @@ class Driver:
         self.waiting: list[Receipt] = []
         self.manifest: Manifest | None = None
         self._store, self._plan, self._bundle, self._make = store, plan, bundle, make
-        self._on_recalled, self._on_made, self._end_makers = on_recalled, on_made, end_makers
+        self._on_recalled, self._on_adopted, self._on_made = on_recalled, on_adopted, on_made
+        self._end_makers = end_makers
         self._receipts_per_object = receipts_per_object
         self._made: Iterator[Receipt] | None = None
         self._elsewhere = False  # whether the next task is to be drawn from another place
         self._taken = 0  # receipts since the last recall
+        self._recorded_at = time.monotonic()
         self._steps: dict[State, Callable[[], State]] = {
             State.CLAIM: self._claim,
             State.BUNDLE: self._store_bundle,
@@ -138,12 +144,21 @@ class Driver:
 
     def _recall(self) -> State:
         recorded = ledger.read(self._store, self._plan)
-        self.receipts = ledger.committed(self._store, self._plan, recorded)
-        # Shards that were adopted get a receipt with the first batch.
-        self.waiting = [self.receipts[index] for index in self.receipts if index not in recorded]
+        self.waiting = []
+        self.receipts = ledger.committed(self._store, self._plan, recorded, self._adopt)
         self._elsewhere, self._taken = self._made is not None, 0
         self._on_recalled(self.receipts)
         return State.MAKE
+
+    def _adopt(self, receipt: Receipt, done: int, total: int) -> None:
+        """Keep the receipt of a shard that had none: with the first batch, or earlier where there are many of them."""
+        self.waiting.append(receipt)
+        if self._is_due():
+            self._record()
+        self._on_adopted(done, total)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._recorded_at >= _RECORD_SECONDS
 
     def _take(self) -> State:
         if self._made is None:
@@ -161,7 +176,9 @@ class Driver:
             # Another driver makes what this one makes. What it has done is left out, and the two go on at other places.
             self._record()
             return State.RECALL
-        batch = max(self._receipts_per_object, min(len(self.receipts) // _PART_OF_DONE, _MOST_RECEIPTS_PER_OBJECT))
+        batch = self._receipts_per_object
+        if not self._is_due():
+            batch = max(batch, min(len(self.receipts) // _PART_OF_DONE, _MOST_RECEIPTS_PER_OBJECT))
         return State.RECORD if len(self.waiting) >= batch else State.MAKE
 
     def _missing(self) -> Iterator[Task]:
@@ -180,7 +197,7 @@ class Driver:
 
     def _record(self) -> State:
         ledger.write(self._store, self._plan, self.waiting)
-        self.waiting = []
+        self.waiting, self._recorded_at = [], time.monotonic()
         return State.MAKE
 
     def _publish(self) -> State:

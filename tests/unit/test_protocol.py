@@ -5,13 +5,14 @@ The explorer runs the protocol's own code (tests/interleavings.py). `python -m p
 
 from __future__ import annotations
 
+import threading
 import uuid
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from genworker.bulk import commit, ledger
+from genworker.bulk import commit, ledger, protocol
 from genworker.bulk.layout import beside_key
 from genworker.bulk.manifest import read_manifest
 from genworker.bulk.plan import BUNDLE_PREFIX, DATA_PREFIX, MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, SUCCESS_KEY, Plan
@@ -368,6 +369,55 @@ def test_a_shard_that_was_recalled_is_not_counted_again() -> None:
 def batches(store: Store) -> list[ReceiptBatch]:
     """All that was recorded."""
     return [ReceiptBatch.model_validate_json(store.get(info.key)) for info in store.list(RECEIPTS_PREFIX)]
+
+
+def test_shards_without_receipts_are_adopted_side_by_side_and_told() -> None:
+    """What a killed driver left is checked by several threads, in order; whoever waits learns how far it is."""
+    store, plan = filled({}), plan_of(40)
+    list(make_in(store, plan)(plan.tasks()))
+    told: list[tuple[int, int]] = []
+    threads: set[str] = set()
+
+    class Watched(MemoryStore):
+        def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+            if key.startswith(DATA_PREFIX):
+                threads.add(threading.current_thread().name)
+            return super().get(key, start=start, length=length)
+
+    driver = Driver(Watched(store.url), plan, BUNDLE, make_in(store, plan), on_adopted=lambda *seen: told.append(seen))
+    driver.run()
+    assert told == [(done, 40) for done in range(1, 41)]
+    assert threading.main_thread().name not in threads
+    assert sorted(r.shard_index for batch in batches(store) for r in batch.receipts) == list(range(40))
+    assert verify(store.url) == []
+
+
+def test_a_shard_that_cannot_be_adopted_costs_the_others_nothing() -> None:
+    """The receipts of those before it are stored, and its error is told."""
+    store, plan = filled({}), plan_of(40)
+    list(make_in(store, plan)(plan.tasks()))
+    key = plan.task(30).key
+    store.put(key, store.get(key)[:-1], overwrite=True)
+    with pytest.raises(DatasetError, match=key):
+        Driver(store, plan, BUNDLE, make_in(store, plan)).run()
+    assert sorted(r.shard_index for batch in batches(store) for r in batch.receipts) == list(range(30))
+
+
+@pytest.mark.parametrize(("seconds", "sizes"), [(0.0, [1, 11]), (61.0, [1] * 12)])
+def test_receipts_do_not_wait_for_long(monkeypatch: pytest.MonkeyPatch, seconds: float, sizes: list[int]) -> None:
+    """Batches grow with the job, but after a minute what waits is stored: a successor has to look into no more than that."""
+    now = [0.0]
+    monkeypatch.setattr(protocol, "_PART_OF_DONE", 1)
+    monkeypatch.setattr(protocol.time, "monotonic", lambda: now[0])
+    store, plan = filled({}), plan_of(12)
+
+    def make(tasks: Iterator[Task]) -> Iterator[Receipt]:
+        for receipt in make_in(store, plan)(tasks):
+            now[0] += seconds
+            yield receipt
+
+    Driver(store, plan, BUNDLE, make, receipts_per_object=1).run()
+    assert [len(batch.receipts) for batch in batches(store)] == sizes
 
 
 def test_two_drivers_share_the_work() -> None:
