@@ -49,7 +49,7 @@ _CONTROL = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Garbage:
     """One object that may go, and why."""
 

@@ -93,13 +93,14 @@ def _plain(value: object) -> str:
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="PNG file to write.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For a bundle.")
 @click.option("--regenerate", is_flag=True, help="Remake the sample of a dataset instead of reading it.")
-def show(url_or_bundle: str, index: int, out: Path, seed: int, regenerate: bool) -> None:
+@click.option("--use-gpu", is_flag=True, help="Make it on the GPU, as a dataset that was made on GPUs needs.")
+def show(*, url_or_bundle: str, index: int, out: Path, seed: int, regenerate: bool, use_gpu: bool) -> None:
     """Write sample --index of a dataset, or of the samples that a bundle would generate, as a PNG."""
     from PIL import Image
 
     from genworker.cli.look import one_sample
 
-    batch = one_sample(url_or_bundle, index, seed, regenerate=regenerate)
+    batch = one_sample(url_or_bundle, index, seed, regenerate=regenerate, use_gpu=use_gpu)
     pixels = batch.pixels[0]
     _save(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), out)
     label = "" if batch.labels is None else f", class {int(batch.labels[0])}"

@@ -63,7 +63,7 @@ def describe(url: str) -> dict[str, Any]:
     return {"kind": kind, "url": store.url, **_dataset_facts(store)}
 
 
-def one_sample(url: str, index: int, seed: int, *, regenerate: bool) -> SampleBatch:
+def one_sample(url: str, index: int, seed: int, *, regenerate: bool, use_gpu: bool = False) -> SampleBatch:
     """Sample ``index`` of a dataset (read, or remade from its plan), or of what a bundle generates. N = 1."""
     store = open_store(url)
     if kind_of(store) == "dataset" and not regenerate:
@@ -75,7 +75,7 @@ def one_sample(url: str, index: int, seed: int, *, regenerate: bool) -> SampleBa
         sample = dataset[index]
         labels = None if sample.label is None else np.array([sample.label], np.int64)
         return SampleBatch(np.array([index], np.int64), sample.pixels[None], labels)
-    engine, plan = _engine(store, seed)
+    engine, plan = _engine(store, seed, use_gpu=use_gpu)
     if index >= plan.num_samples:
         raise UsageError(f"--index {index}: the plan has {plan.num_samples} samples")
     return next(engine.batches(index, 1))
@@ -120,8 +120,8 @@ def pick(batches: Iterator[SampleBatch], schema: ImageSchema, per_class: int, ca
     return Block(np.stack(pixels), np.array(labels, np.int64) if schema.num_classes else None, caption)
 
 
-def _engine(store: Store, seed: int) -> tuple[Engine, Plan]:
-    device = pick_device(use_gpu=False)
+def _engine(store: Store, seed: int, *, use_gpu: bool = False) -> tuple[Engine, Plan]:
+    device = pick_device(use_gpu=use_gpu)
     if kind_of(store) == "dataset":
         plan = commit.read_plan(store)
         if plan is None:

@@ -85,6 +85,12 @@ class VirtualDataset(Samples):
         return self._samples(before + first, stop - first)
 
     def _samples(self, first: int, count: int) -> Iterator[SampleBatch]:
+        if self._process != os.getpid() and self._use_gpu:
+            # CUDA does not survive a fork either.
+            raise UsageError(
+                f"{self.url}: is evaluated on a GPU, which a forked process cannot use; give torch's DataLoader "
+                'multiprocessing_context="spawn", or open it without use_gpu where its plan is for a CPU'
+            )
         if self._process != os.getpid() and self._plan.numerics.threads > 1:
             # OpenMP's threads do not survive a fork, and whoever asks for them waits for good.
             raise UsageError(

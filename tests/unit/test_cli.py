@@ -474,6 +474,9 @@ WRONG = {
     ),
     "sheet into no folder": Wrong(("sheet", "dataset", "--out", "no/x.png"), 2, "--out no/x.png: cannot be written"),
     "show into a folder": Wrong(("show", "dataset", "--index", 0, "--out", "bundle"), 2, "is a directory"),
+    "a sample of a GPU where there is none": Wrong(
+        ("show", "dataset", "--regenerate", "--use-gpu", "--index", 0, "--out", "x.png"), 2, "finds no GPU"
+    ),
     "sheet beside no spec": Wrong(("sheet", "bundle", "--out", "x.png", "--real", "no"), 2, "no shipped spec"),
     # the world is not as it should be
     "no bundle": Wrong(generate(bundle="nothing"), 1, "nothing.*there is no bundle"),

@@ -171,3 +171,12 @@ def test_a_plan_of_several_threads_is_not_read_behind_a_fork(url: str) -> None:
         list(forked)
     spawned = DataLoader(virtual.to_torch(), num_workers=1, multiprocessing_context="spawn", timeout=60)
     assert [int(batch["index"]) for batch in spawned] == list(range(NUM))
+
+
+def test_a_gpu_is_not_used_behind_a_fork(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA says something of its own there, which no reader could use."""
+    virtual = genworker.open(url, num_samples=NUM)
+    monkeypatch.setattr(virtual, "_use_gpu", True)
+    monkeypatch.setattr(virtual, "_process", -1)  # as in a fork
+    with pytest.raises(UsageError, match=r'on a GPU, which a forked process cannot use; .*="spawn"'):
+        next(iter(virtual))
