@@ -8,6 +8,7 @@ else it is plain binary, and the file's metadata says how to read it. It never t
 from __future__ import annotations
 
 import io
+import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -173,6 +174,7 @@ class ParquetShardReader:
             raise DatasetError(f"Parquet shard: its row groups have {sizes} rows, it says {footer.num_rows} in all")
         self._ends = np.cumsum(sizes)
         self._groups: dict[int, pa.RecordBatch] = {}
+        self._lock = threading.Lock()  # pyarrow's file is for one thread at a time
         self.num_bytes = len(data)
 
     @property
@@ -200,7 +202,7 @@ class ParquetShardReader:
         with as_dataset_error("cannot be read"):
             records = self._file.iter_batches(batch_size=step, row_groups=groups, columns=self._read, use_threads=False)
         while row < len(self):
-            with as_dataset_error("cannot be read"):
+            with as_dataset_error("cannot be read"), self._lock:
                 record = next(records, None)
             # A damaged page can make pyarrow stop early, without a word.
             if record is None:
@@ -216,15 +218,15 @@ class ParquetShardReader:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row}: the shard has {len(self)}")
         group = int(np.searchsorted(self._ends, row, side="right"))
-        if group not in self._groups:
-            with as_dataset_error("cannot be read"):
+        with as_dataset_error("cannot be read"), self._lock:
+            if group not in self._groups:
                 table = self._file.read_row_group(group, columns=self._read, use_threads=False)
                 self._groups[group] = table.combine_chunks().to_batches()[0]
         first = int(self._ends[group - 1]) if group else 0
         return self._decode(self._groups[group].slice(row - first, 1))
 
     def _integers(self, name: str) -> Int64Array:
-        with as_dataset_error("cannot be read"):
+        with as_dataset_error("cannot be read"), self._lock:
             column = self._file.read([name], use_threads=False).column(name)
         return columns.to_int64(column.combine_chunks(), name)
 

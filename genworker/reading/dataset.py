@@ -7,6 +7,7 @@ writes, and never shows a dataset that is not finished.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -37,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class Dataset(Samples):
-    """A finished dataset; made by `open_dataset`. It can be pickled, for the workers of a torch DataLoader.
+    """A finished dataset; made by `open_dataset`. Several threads may read it, and it can be pickled, for other processes.
 
     Attributes:
         url: where it lies.
@@ -56,7 +57,16 @@ class Dataset(Samples):
         self._store = store
         self._verify = verify
         self._format = manifest.plan.open_format()
+        self.__setstate__({})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in {"_open", "_opening", "_lock"}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        self._opening: dict[int, threading.Lock] = {}
+        self._lock = threading.Lock()  # around the two
 
     @property
     def plan(self) -> Plan:
@@ -114,14 +124,11 @@ class Dataset(Samples):
             self._skipped_anywhere.share_memory_()  # type: ignore[no-untyped-call]
         return super().to_torch(rank=rank, world_size=world_size)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict()}
-
     def _rows(self, shard_index: int, first: int, stop: int) -> Iterator[SampleBatch]:
         """Yield rows [first, stop) of a shard."""
         try:
             # Not kept open: a pass over everything would only push out what random access has open.
-            reader = self._open[shard_index] if shard_index in self._open else self._open_shard(shard_index)
+            reader = self._open.get(shard_index) or self._open_shard(shard_index)
         except DatasetError as err:
             self._skip(shard_index, err)
             return
@@ -164,14 +171,29 @@ class Dataset(Samples):
         _log.warning("%s: shard skipped: %s", self.url, fault)
 
     def _reader(self, shard_index: int) -> ShardReader:
+        with self._lock:
+            if (kept := self._kept(shard_index)) is not None:
+                return kept
+            opening = self._opening.setdefault(shard_index, threading.Lock())
+        with opening:  # who comes for the same shard meanwhile waits for it, who comes for another does not
+            with self._lock:
+                if (kept := self._kept(shard_index)) is not None:
+                    return kept
+            try:
+                reader = self._open_shard(shard_index)
+                with self._lock:
+                    self._open[shard_index] = reader
+                    if len(self._open) > _MAX_OPEN_SHARDS:
+                        self._open.popitem(last=False)
+            finally:
+                with self._lock:
+                    self._opening.pop(shard_index, None)
+        return reader
+
+    def _kept(self, shard_index: int) -> ShardReader | None:
         if shard_index in self._open:
             self._open.move_to_end(shard_index)
-            return self._open[shard_index]
-        reader = self._open_shard(shard_index)
-        self._open[shard_index] = reader
-        if len(self._open) > _MAX_OPEN_SHARDS:
-            self._open.popitem(last=False)
-        return reader
+        return self._open.get(shard_index)
 
     def _open_shard(self, shard_index: int) -> ShardReader:
         return open_shard(self._store, self.manifest, shard_index, self._format, verify=self._verify)

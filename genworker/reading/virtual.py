@@ -7,6 +7,7 @@ interface as a stored dataset's. It writes nothing.
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ class VirtualDataset(Samples):
         self._maker: tuple[Engine, StoredColumns] | None = None
         self._kept: OrderedDict[int, SampleBatch] = OrderedDict()
         self._process = os.getpid()
+        self._lock = threading.RLock()  # an engine is for one thread at a time
         self._make()
 
     @property
@@ -69,10 +71,10 @@ class VirtualDataset(Samples):
         return f"<VirtualDataset of {self.url}: {len(self)} samples, {self.schema.describe()}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maker": None, "_kept": OrderedDict()}
+        return self.__dict__ | {"_maker": None, "_kept": OrderedDict(), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_process": os.getpid()}
+        self.__dict__ |= state | {"_process": os.getpid(), "_lock": threading.RLock()}
 
     def _make(self) -> tuple[Engine, StoredColumns]:
         if self._maker is None:
@@ -97,21 +99,29 @@ class VirtualDataset(Samples):
                 f"{self.url}: its plan evaluates with {self._plan.numerics.threads} threads, which a forked process cannot "
                 'start; give torch\'s DataLoader multiprocessing_context="spawn", or make the plan with cpus_per_actor 1'
             )
-        engine, columns = self._make()
-        for batch in engine.batches(first, count):
-            yield self._as_stored(columns.complete(batch))
+        made: Iterator[SampleBatch] | None = None
+        while True:
+            with self._lock:
+                engine, columns = self._make()
+                made = made or engine.batches(first, count)
+                batch = next(made, None)
+                if batch is None:
+                    return
+                batch = columns.complete(batch)
+            yield self._as_stored(batch)
 
     def _one(self, index: int) -> Sample:
         size = self._plan.numerics.micro_batch
         block = index // size
-        if block in self._kept:
-            self._kept.move_to_end(block)
-        else:
-            first = block * size
-            (self._kept[block],) = self._samples(first, min(size, len(self) - first))
-            if len(self._kept) > _MAX_KEPT:
-                self._kept.popitem(last=False)
-        return sample_of(self._kept[block], index - block * size)
+        with self._lock:
+            if block in self._kept:
+                self._kept.move_to_end(block)
+            else:
+                first = block * size
+                (self._kept[block],) = self._samples(first, min(size, len(self) - first))
+                if len(self._kept) > _MAX_KEPT:
+                    self._kept.popitem(last=False)
+            return sample_of(self._kept[block], index - block * size)
 
     def _as_stored(self, batch: SampleBatch) -> SampleBatch:
         if self._codec is None:

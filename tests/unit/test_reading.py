@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,6 +98,33 @@ def test_index_outside_the_dataset_is_an_index_error(url: str, manifest: Manifes
     """An index past either end says how many samples there are."""
     with pytest.raises(IndexError, match=f"sample {index}: the dataset has 50"):
         open_dataset(url)[index]
+
+
+@pytest.mark.parametrize("format", formats.names())
+def test_threads_read_one_dataset(url: str, format: str) -> None:
+    """Random access and passes from many threads at once give each sample as it is, though few shards stay open."""
+    fake.publish(url, fake.make_plan(num_samples=400, samples_per_shard=50, format=format, codec="png"))
+    dataset = open_dataset(url)
+    expected = fake.samples_of(dataset.schema, np.arange(400)).pixels
+    wanted = np.random.default_rng(0).integers(0, 400, 600).tolist()
+
+    def one(index: int) -> bool:
+        return np.array_equal(dataset[index].pixels, expected[index])
+
+    def whole(_number: int) -> bool:
+        return np.array_equal(np.concatenate([batch.pixels for batch in dataset.batches()]), expected)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            passes = threads.map(whole, range(2))
+            assert all(threads.map(one, wanted))
+            assert all(passes)
+    finally:
+        sys.setswitchinterval(before)
+    assert len(dataset._open) <= 4
+    assert dataset._opening == {}
 
 
 def test_readers_can_share_the_shards(url: str, manifest: Manifest) -> None:
