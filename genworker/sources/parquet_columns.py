@@ -95,10 +95,11 @@ def class_names_of(metadata: Mapping[bytes, bytes], label: str | None) -> tuple[
     """The class names that Hugging Face's features give the label column, or none."""
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
-        return tuple(str(name) for name in feature.get("names") or ())
+        names = feature.get("names")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         # Foreign metadata may say anything; without names the classes are numbers.
         return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
 def agreed_class_names(

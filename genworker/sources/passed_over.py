@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".br", ".zip")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd", ".lz4", ".lzma", ".lz", ".z", ".br", ".zip")
 _SHORT_FORMS = {"tar": (".tgz", ".tbz", ".tbz2", ".txz", ".tzst")}
 
 

@@ -24,8 +24,9 @@ _SPLITS = {
     "eval": "validation",
     "evaluation": "validation",
 }
-# A word of a path that names a split, as Hugging Face's loader sees it: train-00000-of-00010, data/test/0, my_train.
-_WORD = re.compile(rf"(?:^|[/_.\- ])({'|'.join(_SPLITS)})(?=[/_.\- 0-9]|$)")
+# A word of a path that names a split, as Hugging Face's loader sees it: train-00000-of-00010, data/test/0, my_train; and as
+# Hive's writers do: split=train/0.
+_WORD = re.compile(rf"(?:^|[/_.\- =])({'|'.join(_SPLITS)})(?=[/_.\- 0-9]|$)")
 
 
 def split_of(path: str) -> str | None:
@@ -50,6 +51,6 @@ def split_folders(keys: Iterable[str]) -> dict[str, str]:
     told = {top: split for top in sorted(tops) if (split := split_of(top))}
     if told.keys() == tops and (len(set(told.values())) > 1 or (len(tops) == 1 and not flat)):
         return told
-    whole = {top: split for top, split in told.items() if top.lower() in _SPLITS}
+    whole = {top: split for top, split in told.items() if top.lower().rpartition("=")[2] in _SPLITS}
     sure = whole.keys() == tops or len(set(whole.values())) > 1 or not whole.keys() <= flat
     return whole if sure else {}

@@ -21,6 +21,9 @@ _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
 _MAX_EXTENDED_BYTES = 2**20  # of a pax header or a long name; real ones have a few hundred
 _PAX_RECORD = re.compile(rb"([0-9]{1,7}) ([^=]+)=")
 
+_PAX_SIZE = re.compile(rb"[0-9]{1,18}")
+_OCTAL = re.compile(rb"[0-7]+")
+
 
 class Member(NamedTuple):
     """A plain file of a tar file; all numbers count bytes from its start."""
@@ -65,7 +68,7 @@ def members(read: Callable[[int, int], bytes], size: int, where: str) -> Iterato
             if kind == _PAX:
                 records = _pax_records(text, position, where)
                 long_name = records.get(b"path", b"").decode("utf-8", "replace") or long_name
-                long_size = int(records[b"size"]) if b"size" in records else None
+                long_size = _pax_size(records[b"size"], position, where) if b"size" in records else None
             else:
                 long_name = text.rstrip(b"\0").decode("utf-8", "replace")
         elif kind not in (_PAX_GLOBAL, _LONG_LINK):
@@ -80,13 +83,27 @@ def members(read: Callable[[int, int], bytes], size: int, where: str) -> Iterato
 def _size(block: bytes, position: int, where: str) -> int:
     """The size that a header tells, once its checksum holds."""
     try:
-        told = int(block[148:156].rstrip(b" \0") or b"0", 8)
+        told = _octal(block[148:156])
         if len(block) == BLOCK and told == sum(block) - sum(block[148:156]) + 8 * ord(" "):
             field = block[124:136]
-            return int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.strip(b" \0") or b"0", 8)
+            return int.from_bytes(field[1:], "big") if field[0] == 0x80 else _octal(field)
     except ValueError:
-        pass  # not even digits
+        pass
     raise SourceError(f"{where}: there is no tar header at byte {position}; the file is damaged, or compressed")
+
+
+def _octal(field: bytes) -> int:
+    """A number of a header. Raises ValueError where there are not only digits: a sign would send the reader backwards."""
+    digits = field.strip(b" \0") or b"0"
+    if _OCTAL.fullmatch(digits) is None:
+        raise ValueError(f"{digits!r} is no octal number")
+    return int(digits, 8)
+
+
+def _pax_size(value: bytes, position: int, where: str) -> int:
+    if _PAX_SIZE.fullmatch(value) is None:
+        raise SourceError(f"{where}: the pax header at byte {position} has the size {value[:20]!r}; it is damaged")
+    return int(value)
 
 
 def _name(block: bytes) -> str:

@@ -121,6 +121,17 @@ def test_class_names_come_from_hugging_faces_metadata(tmp_path: Path) -> None:
     assert found.schema.num_classes == 3
 
 
+@pytest.mark.parametrize("names", ["abc", {"a": 0, "b": 1}, ["a", 1], 3, None])
+def test_names_that_are_no_list_of_words_name_nothing(names: Any, tmp_path: Path) -> None:
+    """Foreign metadata may say anything: letters of a word are no classes."""
+    table = pa.table(rows(0, 1))
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    described = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(described, tmp_path / "x.parquet")
+    assert source(tmp_path).schema.num_classes == 2
+    assert source(tmp_path).schema.class_names == ()
+
+
 @pytest.mark.parametrize("statistics", [True, False])
 def test_without_names_the_largest_label_counts(statistics: bool, tmp_path: Path) -> None:
     """The number of classes is the largest label of all row groups + 1, with and without statistics in the footer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import json
 import struct
 import tarfile
@@ -223,6 +224,34 @@ def test_a_size_in_base_256_is_read() -> None:
     header = member.tobuf(tarfile.GNU_FORMAT)
     found = list(members(lambda at, size: header[at : at + size], 512 + 2**34, "x.tar"))
     assert [(m.size, m.end) for m in found] == [(2**34, 512 + 2**34)]
+
+
+def hostile(kind: bytes, size: bytes) -> bytes:
+    """One header with a size of any bytes, and a checksum that holds."""
+    block = bytearray(512)
+    block[:5], block[124:136], block[148:156], block[156:157] = b"0.png", size.ljust(12, b"\0"), b" " * 8, kind
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("size", [b"-0000001000", b"+1000", b"0b1", b"1_0", b"9", b"1 1"])
+@pytest.mark.parametrize("kind", [b"0", b"5", b"x"])
+def test_a_size_that_is_no_number_is_damage(kind: bytes, size: bytes) -> None:
+    """A sign would send the reader back to where it was, for ever."""
+    header = hostile(kind, size)
+    found = members(lambda at, count: header[at : at + count] if at >= 0 else b"", 512, "x.tar")
+    with pytest.raises(SourceError, match="no tar header at byte 0"):
+        list(itertools.islice(found, 10))
+
+
+@pytest.mark.parametrize("size", ["abc", "", "-512", "9" * 5_000, "1_0"])
+def test_a_pax_size_that_is_no_number_is_damage(size: str, tmp_path: Path) -> None:
+    """It is told as such, in one line."""
+    member = tarfile.TarInfo("0.png")
+    member.pax_headers = {"size": size}
+    data = member.tobuf(tarfile.PAX_FORMAT)
+    with pytest.raises(SourceError, match=r"the pax header at byte 0 (has the size .*|is damaged)"):
+        list(members(lambda at, count: data[at : at + count], len(data), "x.tar"))
 
 
 def test_splits_are_told_by_file_names(tmp_path: Path) -> None:
