@@ -58,7 +58,7 @@ def read_value(text: str, where: str) -> Any:
     """The value of YAML text; ``where`` names it in messages.
 
     Raises:
-        UsageError: it is not YAML, too long, or holds a value that its aliases (``*name``) blow up.
+        UsageError: it is not YAML, too long, has a key twice, or holds a value that its aliases (``*name``) blow up.
     """
     too_long = UsageError(f"{where} is longer than {_MAX_YAML_CHARACTERS} characters, its aliases written out")
     if len(text) > _MAX_YAML_CHARACTERS:
@@ -68,10 +68,33 @@ def read_value(text: str, where: str) -> Any:
         node = loader.get_single_node()
         if node is not None and _num_characters(node, {}) > _MAX_YAML_CHARACTERS:
             raise too_long
+        if node is not None and (twice := _key_twice(node)) is not None:
+            raise UsageError(f"{where} has {twice}; keep one of the two")
         return None if node is None else loader.construct_document(node)
     # What does not fit its tag, such as a date in month 13 or a `!!int` of no digits, is answered with many types.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as err:
         raise UsageError(f"{where} is not YAML: {err}") from err
+
+
+def _key_twice(root: yaml.Node) -> str | None:
+    """A key that one mapping has twice, of which YAML's reader would keep the last without a word."""
+    seen, waiting = {id(root)}, [root]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.ScalarNode):
+            continue
+        keys: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value) if isinstance(node, yaml.MappingNode) else ():
+            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and name in keys:
+                return f"the key {key.value!r} twice, in lines {keys[name]} and {line}"
+            keys[name] = line
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        for part in parts:
+            if id(part) not in seen:
+                seen.add(id(part))
+                waiting.append(part)
+    return None
 
 
 def _num_characters(node: yaml.Node, known: dict[int, int]) -> int:

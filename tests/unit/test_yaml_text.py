@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genworker.errors import UsageError
 from genworker.yaml_text import read_value
 
 
@@ -55,3 +56,30 @@ def test_what_python_writes_is_read_back(value: float | int | bool | None) -> No
     assert text is not None
     found = read_value({"inf": ".inf", "-inf": "-.inf"}.get(text, text), "here")
     assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed: 5\nseed: 6\n", "the key 'seed' twice, in lines 1 and 2"),
+        ("training:\n  images: 5\nout: x\ntraining: {}\n", "the key 'training' twice, in lines 1 and 4"),
+        ("a:\n  - {b: 1, c: 2, b: 3}\n", "the key 'b' twice, in lines 2 and 2"),
+        ("{a: 1, 'a': 2}", "the key 'a' twice"),
+        ("{? {a: 1, a: 2} : 3}", "the key 'a' twice"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(text: str, told: str) -> None:
+    """YAML's reader keeps the last, and what the first one said is lost."""
+    with pytest.raises(UsageError, match=f"^here has {told}.*; keep one of the two$"):
+        read_value(text, "here")
+
+
+def test_keys_of_different_mappings_may_be_alike() -> None:
+    """Also where one of them is merged into another, or named by an alias."""
+    assert read_value("{a: {b: 1}, c: {b: 2}, b: 3}", "here") == {"a": {"b": 1}, "c": {"b": 2}, "b": 3}
+    assert read_value("a: &x {b: 1}\nc: {<<: *x, b: 2}\nd: *x\n", "here") == {
+        "a": {"b": 1},
+        "c": {"b": 2},
+        "d": {"b": 1},
+    }
+    assert read_value("{1: a, '1': b}", "here") == {1: "a", "1": "b"}
