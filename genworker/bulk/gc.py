@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from genworker.bulk import commit
-from genworker.bulk.layout import Layout
 from genworker.bulk.manifest import published
 from genworker.bulk.plan import (
     CONTROL_PREFIX,
@@ -32,21 +30,12 @@ from genworker.bulk.plan import (
     SUCCESS_KEY,
     Plan,
 )
-from genworker.bulk.removal import GC, NOTICES, RETAIN, delete_all, delete_dataset, removed_by
-from genworker.bundle import BUNDLE_KEY, SCORER_KEY, WEIGHTS_KEY
+from genworker.bulk.removal import GC, NOTICES, RETAIN, delete_all, delete_dataset, is_control, own_objects, removed_by
 from genworker.errors import DatasetError, ObjectExistsError
 from genworker.stores.base import ObjectInfo, Store
 
 # What asks a store for its abilities leaves these where it may not delete.
 PROBE_PREFIXES = (CONTROL_PREFIX + "probe/", CONTROL_PREFIX + "doctor/")
-# The names below .genworker/ that genworker gives; whatever else lies there is somebody's.
-_CONTROL = re.compile(
-    rf"{re.escape(CONTROL_PREFIX)}("
-    r"(plan|calibration|removing)\.json"
-    rf"|bundle/({'|'.join(map(re.escape, (BUNDLE_KEY, WEIGHTS_KEY, SCORER_KEY)))})"
-    r"|(receipts|failures)/[0-9]+-[0-9a-f]{16}\.json"
-    r"|(probe|doctor)/[0-9a-f]{32})"
-)
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
@@ -83,7 +72,7 @@ def find_garbage(
         return (
             Garbage(info.key, info.size, reason)
             for info in infos
-            if _CONTROL.fullmatch(info.key) and now - info.modified >= older_than_seconds
+            if is_control(info.key) and now - info.modified >= older_than_seconds
         )
 
     found = [garbage for prefix in PROBE_PREFIXES for garbage in old(store.list(prefix), "left by a probe")]
@@ -99,7 +88,7 @@ def find_garbage(
         return found
     if removed_by(store) == RETAIN:
         raise DatasetError(f"{store.url}: `{RETAIN}` is removing this dataset, or was stopped; run it again to end it")
-    doomed = list(_objects(store, plan))
+    doomed = list(own_objects(store, plan))
     age = now - max((info.modified for info in doomed if info.key != REMOVING_KEY), default=-math.inf)
     if age < older_than_seconds:
         raise DatasetError(
@@ -152,7 +141,7 @@ def give_up(store: Store, *, older_than_seconds: float, now: float | None = None
         "",
         lambda: (item.key for item in garbage if item.key not in {SUCCESS_KEY, MANIFEST_KEY}),
         # Listed again: a driver that was running may have put a shard since.
-        lambda: (info.key for info in _objects(store, plan)),
+        lambda: (info.key for info in own_objects(store, plan)),
     )
     return [item for item in garbage if not (announced and item.key == REMOVING_KEY)]
 
@@ -163,12 +152,3 @@ def _find_plan(store: Store) -> Plan | None:
     if plan is None and removed_by(store) != GC:
         raise DatasetError(f"{store.url}: there is no {PLAN_KEY}, so nothing here was made by `genworker generate`")
     return plan
-
-
-def _objects(store: Store, plan: Plan | None) -> Iterator[ObjectInfo]:
-    """What a job left. Without a plan, where a removal has deleted the shards and stopped before its last step."""
-    layout = Layout(plan) if plan else None
-    for info in store.list():
-        beside = info.key in {SUCCESS_KEY, MANIFEST_KEY} or _CONTROL.fullmatch(info.key) is not None
-        if beside or (layout is not None and layout.owner(info.key) is not None):
-            yield info

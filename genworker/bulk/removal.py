@@ -1,4 +1,4 @@
-"""The notice that a dataset is being removed, and the deletion of many objects.
+"""The notice that a dataset is being removed, what goes with it, and the deletion of many objects.
 
     .genworker/removing.json   put before anything is deleted, deleted last; tells which command put it
 
@@ -9,17 +9,28 @@ begins and again while he publishes, so that nobody vouches for objects that are
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, REMOVING_KEY, SUCCESS_KEY
+from genworker.bulk.layout import Layout
+from genworker.bulk.plan import CONTROL_PREFIX, MANIFEST_KEY, PLAN_KEY, REMOVING_KEY, SUCCESS_KEY, Plan
+from genworker.bundle import BUNDLE_KEY, SCORER_KEY, WEIGHTS_KEY
 from genworker.errors import ObjectMissingError, PlanError
-from genworker.stores.base import Store
+from genworker.stores.base import ObjectInfo, Store
 
 GC, RETAIN = "genworker gc --unfinished --delete", "genworker retain --delete"
 NOTICES = {GC: b'{"by":"gc"}', RETAIN: b"{}"}
 
 _MAX_NOTICE_BYTES = 64
+# The names below .genworker/ that genworker gives; whatever else lies there is somebody's.
+_CONTROL = re.compile(
+    rf"{re.escape(CONTROL_PREFIX)}("
+    r"(plan|calibration|removing)\.json"
+    rf"|bundle/({'|'.join(map(re.escape, (BUNDLE_KEY, WEIGHTS_KEY, SCORER_KEY)))})"
+    r"|(receipts|failures)/[0-9]+-[0-9a-f]{16}\.json"
+    r"|(probe|doctor)/[0-9a-f]{32})"
+)
 
 # A deletion over a network is waiting, mostly: one after the other, a million would take hours.
 _NUM_THREADS = 16
@@ -44,6 +55,24 @@ def check_kept(store: Store) -> None:
             "then run this command again, or write to another URL; to keep what is left, delete "
             f"{store.url}/{REMOVING_KEY} when no removal runs"
         )
+
+
+def is_control(key: str) -> bool:
+    """Whether an object below .genworker/ has a name that genworker gives."""
+    return _CONTROL.fullmatch(key) is not None
+
+
+def own_objects(store: Store, plan: Plan | None, place: str = "") -> Iterator[ObjectInfo]:
+    """What a job left below ``place`` (empty, or ending with a slash), in the store's order; others' objects are left out.
+
+    Without a plan, where a removal has deleted the shards and stopped before its last step, control objects alone are.
+    """
+    layout = Layout(plan) if plan else None
+    for info in store.list(place):
+        key = info.key.removeprefix(place)
+        beside = key in {SUCCESS_KEY, MANIFEST_KEY} or is_control(key)
+        if beside or (layout is not None and layout.owner(key) is not None):
+            yield info
 
 
 def delete_dataset(store: Store, place: str, *looks: Callable[[], Iterable[str]]) -> None:

@@ -2,7 +2,7 @@
 
     .genworker/removing.json   put first: from here on nobody adds to the dataset, and a removal that stopped is known as one
     _SUCCESS, _manifest.json   the marker, then what it vouches for: no reader finds the dataset any more
-    everything else below it   side by side
+    everything else of it      side by side; what genworker did not make stays
     .genworker/plan.json, .genworker/removing.json   last
 
 In: a store and how many datasets to keep. Out: the names of those removed. A removal that stops goes on with the next call.
@@ -16,19 +16,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genworker.bulk.catalog import places
-from genworker.bulk.plan import PLAN_KEY, REMOVING_KEY, SUCCESS_KEY
-from genworker.bulk.removal import NOTICES, RETAIN, delete_dataset, removed_by
-from genworker.errors import DatasetError
+from genworker.bulk.commit import read_plan
+from genworker.bulk.plan import PLAN_KEY, REMOVING_KEY, SUCCESS_KEY, Plan
+from genworker.bulk.removal import NOTICES, RETAIN, delete_dataset, own_objects, removed_by
+from genworker.errors import DatasetError, PlanError
+from genworker.stores import child_url, open_store
 from genworker.stores.base import ObjectInfo, Store
 
 
 @dataclass(frozen=True)
 class Doomed:
-    """One dataset to remove: its place (ending with a slash) below the store's URL and what lies there."""
+    """One dataset to remove: its place (ending with a slash) below the store's URL and what lies there.
+
+    Attributes:
+        place: where.
+        objects: the dataset's.
+        begun: whether a removal was, and was stopped.
+        plan: what it was made by; None where a removal has come that far.
+        foreign: objects that genworker did not make, which stay.
+    """
 
     place: str
     objects: tuple[ObjectInfo, ...]
     begun: bool
+    plan: Plan | None = None
+    foreign: tuple[ObjectInfo, ...] = ()
 
     @property
     def name(self) -> str:
@@ -51,6 +63,7 @@ def find_old(store: Store, keep: int, by: Literal["name", "age"] = "name") -> li
 
     Raises:
         DatasetError: a dataset lies at the URL itself, or inside one that is to go.
+        PlanError: the plan of one that is to go cannot be read, so nobody knows which objects are its own.
     """
     objects = list(store.list())
     published, notices = places(objects, SUCCESS_KEY), places(objects, REMOVING_KEY)
@@ -74,12 +87,28 @@ def find_old(store: Store, keep: int, by: Literal["name", "age"] = "name") -> li
         start = bisect.bisect_left(keys, place)
         return tuple(itertools.takewhile(lambda info: info.key.startswith(place), objects[start:]))
 
-    return [Doomed(place, below(place), place in begun) for place in old]
+    def doomed(place: str) -> Doomed:
+        plan, there = read_plan(open_store(child_url(store.url, place.rstrip("/")))), below(place)
+        if plan is None and place in published:
+            raise PlanError(
+                f"{store.url}/{place}{PLAN_KEY}: is missing, so nobody knows which objects are the dataset's; copy it there "
+                "again (the manifest holds it under plan), or remove the dataset by other means"
+            )
+        own = {info.key for info in own_objects(store, plan, place)}
+        return Doomed(
+            place,
+            tuple(info for info in there if info.key in own),
+            place in begun,
+            plan,
+            tuple(info for info in there if info.key not in own),
+        )
+
+    return [doomed(place) for place in old]
 
 
 def remove_dataset(store: Store, doomed: Doomed) -> int:
-    """Remove a dataset, its marker first; returns the number of objects that were there."""
+    """Remove a dataset, its marker first; returns the number of its objects that were there."""
     store.put(doomed.place + REMOVING_KEY, NOTICES[RETAIN], overwrite=True)
     # Listed again: a driver that was slower than the others may have put a shard since.
-    delete_dataset(store, doomed.place, lambda: (info.key for info in store.list(doomed.place)))
+    delete_dataset(store, doomed.place, lambda: (info.key for info in own_objects(store, doomed.plan, doomed.place)))
     return len(doomed.objects)

@@ -128,9 +128,10 @@ def _quality(run: Published) -> str:
 )
 @click.option("--delete", is_flag=True, help="Remove them; without it they are listed only.")
 def retain(url: str, keep: int, by: str, delete: bool) -> None:
-    """List all but the newest published datasets below URL, and with --delete remove them whole, the marker first.
+    """List all but the newest published datasets below URL, and with --delete remove them, the marker first.
 
-    A removal that was stopped goes on with the next call. Datasets that are not finished are left to `genworker gc`.
+    What genworker did not make stays, and is told. A removal that was stopped goes on with the next call. Datasets that are
+    not finished are left to `genworker gc`.
     """
     from genworker.bulk.retention import find_old, remove_dataset
     from genworker.cli.display import size
@@ -141,6 +142,9 @@ def retain(url: str, keep: int, by: str, delete: bool) -> None:
     for doomed in old:
         begun = "  its removal was begun" if doomed.begun else ""
         click.echo(f"{doomed.name}  {len(doomed.objects):,} objects  {size(doomed.num_bytes)}{begun}")
+        if doomed.foreign:
+            first = in_a_line(doomed.foreign[0].key)
+            click.echo(f"  not genworker's, so left there: {len(doomed.foreign):,} objects, {first} first")
         if delete:
             remove_dataset(store, doomed)
     total = size(sum(doomed.num_bytes for doomed in old))

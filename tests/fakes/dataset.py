@@ -67,11 +67,12 @@ def make_plan(
     format: str = "parquet",
     seed: int = 0,
     columns: tuple[Column, ...] = ("label",),
+    bundle_digest: str = hashlib.sha256(b"arithmetic").hexdigest(),
 ) -> Plan:
     """A plan for arithmetic samples."""
     encoder = codecs.make(codec, schema)
     return Plan(
-        bundle_digest=hashlib.sha256(b"arithmetic").hexdigest(),
+        bundle_digest=bundle_digest,
         image_schema=schema,
         seed=seed,
         num_samples=num_samples,

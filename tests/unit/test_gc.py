@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 PLAN = fake.make_plan()
 SMALL = ImageSchema(channels=1, height=2, width=2, num_classes=2)
-ONE_SHARD = fake.make_plan(schema=SMALL, num_samples=2, samples_per_shard=2, codec="raw")
 BUNDLE = models.bundle_of(schema=SMALL)
+ONE_SHARD = fake.make_plan(schema=SMALL, num_samples=2, samples_per_shard=2, codec="raw", bundle_digest=BUNDLE.digest)
 DAY = 86_400.0
 
 

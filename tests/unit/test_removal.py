@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from genworker.bulk import commit
 from genworker.bulk.gc import find_garbage, give_up, remove
 from genworker.bulk.plan import MANIFEST_KEY, PLAN_KEY, RECEIPTS_PREFIX, REMOVING_KEY, SUCCESS_KEY
 from genworker.bulk.removal import delete_all
@@ -29,7 +30,7 @@ def give_up_at(store: MemoryStore) -> None:
 
 
 def retain_at(store: MemoryStore) -> None:
-    remove_dataset(store, Doomed("", tuple(store.list()), begun=False))
+    remove_dataset(store, Doomed("", tuple(store.list()), begun=False, plan=commit.read_plan(store)))
 
 
 class Slow(MemoryStore):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import genworker
 from genworker.bulk.catalog import read_catalog
-from genworker.bulk.plan import BUNDLE_PREFIX, MANIFEST_KEY, REMOVING_KEY, SUCCESS_KEY
+from genworker.bulk.plan import BUNDLE_PREFIX, MANIFEST_KEY, PLAN_KEY, REMOVING_KEY, SUCCESS_KEY
 from genworker.bulk.removal import check_kept
 from genworker.bulk.retention import find_old, remove_dataset
 from genworker.bundle import Lineage
@@ -99,6 +99,31 @@ def test_the_newest_stay(root: str) -> None:
     assert removed.exit_code == 0
     assert "removed: 3 datasets" in removed.stdout
     assert {info.key.split("/")[0] for info in store.list()} == {DAYS[3], "dt=2026-11-25"}
+
+
+def test_what_others_put_beside_a_dataset_stays(root: str) -> None:
+    """Annotations of the user's are named, and left where they are; the dataset is gone all the same."""
+    store = open_store(root)
+    mine = [f"{DAYS[0]}/{name}" for name in (".genworker/notes.txt", "annotations.csv", "data/mine.txt", "more/y")]
+    for key in mine:
+        store.put(key, b"mine")
+    for flags, word in (([], "found:   1"), (["--delete"], "removed: 1")):
+        done = CliRunner().invoke(cli, ["retain", root, "--keep", "3", *flags])
+        assert f"not genworker's, so left there: 4 objects, {mine[0]} first" in done.stdout
+        assert word in done.stdout
+    assert [info.key for info in store.list(f"{DAYS[0]}/")] == mine
+    assert find_old(store, 3) == []
+
+
+def test_a_dataset_without_its_plan_is_not_removed(root: str) -> None:
+    """Nobody could tell what is its own; one line says so, and nothing is lost."""
+    store = open_store(root)
+    store.delete(f"{DAYS[0]}/{PLAN_KEY}")
+    before = list(store.list())
+    done = CliRunner().invoke(cli, ["retain", root, "--keep", "3", "--delete"])
+    assert done.exit_code == 1
+    assert f"{DAYS[0]}/{PLAN_KEY}: is missing" in done.stderr
+    assert list(store.list()) == before
 
 
 def seen_by_a_reader(url: str) -> str:
