@@ -49,7 +49,8 @@ class S3Store:
         """Open ``s3://bucket[/prefix]`` without asking the server; raises UsageError if the URL is not of that form."""
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         prefix = prefix.strip("/")
-        if "@" in bucket:  # the URL is not shown: what stands before the @ may be a secret
+        # The URL is not shown: what stands before the @ may be a secret, in which there can be slashes.
+        if "@" in bucket or (":" in bucket and "@" in prefix):
             raise UsageError(
                 "store URL s3://...@...: credentials do not belong in a URL; use AWS_ACCESS_KEY_ID or a profile"
             )

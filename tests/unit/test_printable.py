@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genworker.printable import in_a_line, printable
+from genworker.printable import in_a_line, printable, without_login
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,21 @@ def test_lines_stay_where_there_may_be_several() -> None:
     """Other ends of lines are escaped."""
     assert printable("a\n b\r\n\u2028c") == "a\n b\\r\n\\u2028c"
     assert in_a_line("a\nb") == "a\\nb"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:pass@host/x", "http://host/x"),
+        ("http://me@host/x", "http://host/x"),
+        ("http://me:pa/ss@host/x", "http://host/x"),
+        ("http://AKIA1:wJalr/XUtn/x+y=@host:5000/x", "http://host:5000/x"),
+        ("at http://me:a@b@host and http://you:c/d@other/", "at http://host and http://other/"),
+        ("http://host:5000/runs/a@b", "http://host:5000/runs/a@b"),
+        ("http://host/runs/a@b", "http://host/runs/a@b"),
+        ("mail me@host", "mail me@host"),
+    ],
+)
+def test_no_login_is_shown(text: str, shown: str) -> None:
+    """Secrets may have slashes, as those of AWS do; ports and paths are no secrets."""
+    assert without_login(text) == shown

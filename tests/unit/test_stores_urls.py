@@ -102,3 +102,13 @@ def test_every_valid_key_is_one_file_below_the_root(key: str) -> None:
     else:
         with pytest.raises(UsageError, match="relative path"):
             check_key(key)
+
+
+@pytest.mark.parametrize("url", ["s3://AKIA1:sec/ret@bucket/x", "s3://AKIA1:secret@bucket/x", "s3://AKIA1@bucket"])
+def test_credentials_in_a_url_are_not_shown(url: str) -> None:
+    """They are refused; keys of AWS may have slashes."""
+    with pytest.raises(UsageError, match="credentials do not belong in a URL") as caught:
+        open_store(url)
+    assert "AKIA1" not in str(caught.value)
+    assert "ret@" not in str(caught.value)
+    assert open_store("s3://bucket/me@host/x").url == "s3://bucket/me@host/x"
