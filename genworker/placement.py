@@ -9,7 +9,8 @@ from pydantic import AfterValidator
 
 # Ray's rules, https://docs.ray.io/en/latest/ray-core/scheduling/labels.html, which are those of Kubernetes.
 _WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
-_NAME = re.compile(rf"([A-Za-z0-9.-]{{1,253}}/)?{_WORD}")
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"  # of a prefix, which is a domain
+_NAME = re.compile(rf"(?![^/]{{254}})({_LABEL}(\.{_LABEL})*/)?{_WORD}")
 _VALUE = re.compile(rf"!?({_WORD}|in\({_WORD}(, ?{_WORD})*\))")
 
 

@@ -9,6 +9,10 @@ Two reductions, both by steps that commute, beside the symmetry of drivers of on
 create, an object that is there gives the same answer now and later and changes nothing, as long as no object ever changes:
 it is done at once instead of at every time. That no object changes is itself checked at every step. And a kill takes away
 only what a driver has read, so it is tried behind every step that changed something. A test compares with the whole graph.
+
+What is not explored, but replaced by more than it can do: which missing shard a driver's makers take next (any), how the pool
+retries (any attempt may begin at any time, die, or be a zombie), and when a driver that met another looks again (always).
+`Driver._missing`, which draws the order, has a test of its own; so has the pool.
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ from genworker.bulk.plan import BUNDLE_PREFIX, Numerics, Task
 from genworker.bulk.records import Manifest, Receipt
 from genworker.bulk.stages import StageSeconds
 from genworker.bundle import Bundle
-from genworker.errors import OtherMachineError, PlanError
+from genworker.errors import BundleError, OtherMachineError, PlanError
 from genworker.formats.base import Put
 from genworker.sampling.numerics import resolve_numerics
 from genworker.schema import ImageSchema, SampleBatch
-from genworker.stores.base import Store
+from genworker.stores.base import Store, is_there
 from genworker.works.base import Work
 from genworker.works.generate import GenerateWork
 
@@ -83,7 +83,13 @@ class ShardMaker:
                     "could differ; use the environment that the job was started with, or write to another URL"
                 )
         self._format = plan.open_format()
-        bundle = bundle or bundles.load(store, BUNDLE_PREFIX, with_scorer="score" in plan.columns)
+        if bundle is None:
+            if not is_there(store, BUNDLE_PREFIX + bundles.BUNDLE_KEY):
+                raise BundleError(
+                    f"{store.url}/{BUNDLE_PREFIX}{bundles.BUNDLE_KEY}: is missing, and shards are made from the bundle there; "
+                    f"copy bundle {plan.bundle_digest[:16]} there"
+                )
+            bundle = bundles.load(store, BUNDLE_PREFIX, with_scorer="score" in plan.columns)
         self._work: Work = GenerateWork(plan, bundle, device)
         self._encoder = Encoder(codecs.make(plan.codec, plan.image_schema), num_cpus - (device.type == "cpu"))
         self._turn = threading.Lock()

@@ -48,6 +48,9 @@ def _problem(store: Store, plan: Plan) -> str | None:
         (MANIFEST_KEY, Manifest, MAX_MANIFEST_BYTES),
         (SUCCESS_KEY, Success, MAX_NOTE_BYTES),
     )
+    for key, *_ in kinds:
+        if (below := next(iter(store.list(f"{key}/")), None)) is not None:
+            return f"{below.key}: is there where {key} belongs, which a folder on a disk cannot be beside"
     receipts = next(iter(store.list(RECEIPTS_PREFIX)), None)
     if receipts is not None:
         kinds += ((receipts.key, ReceiptBatch, MAX_RECEIPTS_BYTES),)
@@ -59,12 +62,22 @@ def _problem(store: Store, plan: Plan) -> str | None:
     for key in page:
         if owner(key) is None:
             return f"{key}: is there without a plan and is no shard of this dataset; nothing else may lie under {DATA_PREFIX}"
-    shard = next((index for key in page if (index := plan.shard_index_of(key)) is not None), None)
-    if shard is not None:
-        try:
-            ledger.adopt(store, plan, plan.task(shard))
-        except DatasetError as err:
-            return f"{plan.shard_key(shard)}: is there without a plan: {str(err).removeprefix(f'{store.url}/')}"
+    return _other_shard(store, plan, page[0], owner(page[0])) if page else None
+
+
+def _other_shard(store: Store, plan: Plan, key: str, shard: int | None) -> str | None:
+    """What is wrong with a shard of which ``key`` was listed, and with those of its dataset, most likely."""
+    assert shard is not None, "strangers were told before"
+    table = plan.shard_key(shard)
+    if not is_there(store, table):
+        return f"{key}: is there without a plan, and without {table}, so nobody knows which dataset's it is"
+    try:
+        ledger.adopt(store, plan, plan.task(shard))
+    except DatasetError as err:
+        why = str(err).removeprefix(f"{store.url}/").removeprefix(f"{table}: ")
+        for advice in ("; it was not written by this job", ": remove it"):
+            why = why.partition(advice)[0]
+        return f"{table}: is there without a plan: {why}"
     return None
 
 

@@ -18,6 +18,14 @@ from genworker.errors import UsageError
 from genworker.reading.virtual import VirtualDataset
 from genworker.stores import open_store
 
+# What `genworker.open` or `genworker generate` take and what has no meaning here.
+_NOT_VIRTUAL = {
+    "verify": "says how stored shards are read",
+    "on_bad_shard": "says how stored shards are read",
+    "out": "says where to store samples",
+    "bundle": "is the URL that is opened",
+}
+
 
 def open_virtual(
     url: str, *, plan: Plan | Mapping[str, Any] | None = None, use_gpu: bool = False, **request: Any
@@ -35,6 +43,8 @@ def open_virtual(
         BundleError: there is no bundle, or it is not the plan's.
         DeterminismError: the plan was made for another kind of machine, whose samples this one cannot make.
     """
+    if misplaced := sorted(_NOT_VIRTUAL.keys() & request.keys()):
+        raise UsageError(f"{misplaced[0]}: {_NOT_VIRTUAL[misplaced[0]]}; leave it out where nothing is stored")
     store = open_store(url)
     prefix = ""
     if plan is not None:

@@ -77,7 +77,7 @@ def status(store: Store, now: float | None = None) -> Status:
     """Look at the job at a URL; ``now`` is in seconds since the epoch.
 
     Raises:
-        DatasetError: there is no plan.
+        DatasetError: there is no plan, or it is not the manifest's.
         PlanError: the plan cannot be read.
     """
     now = time.time() if now is None else now
@@ -93,7 +93,13 @@ def status(store: Store, now: float | None = None) -> Status:
     newest = max([*(when for when, _ in written), *receipts], default=None)
     rate, pause = _pace(written)
     state: State = "running"
-    removal, complete = removed_by(store), published(store) is not None
+    manifest = published(store)
+    if manifest is not None and manifest.plan_id != plan.plan_id:
+        raise DatasetError(
+            f"{store.url}/{PLAN_KEY}: is plan {plan.plan_id}, the manifest is of {manifest.plan_id}; `genworker verify` says "
+            "what differs"
+        )
+    removal, complete = removed_by(store), manifest is not None
     if removal is not None and (removal == RETAIN or not complete):  # another notice beside a dataset came too late
         state = "being removed"
     elif complete:

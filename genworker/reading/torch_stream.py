@@ -123,6 +123,10 @@ class TorchStream(IterableDataset[dict[str, Any]]):
             raise UsageError(f"the state {state!r:.200}: give what state_dict or merge_states returned")
         if state["plan_id"] != self.dataset.plan.plan_id:
             raise UsageError(f"the state is of plan {state['plan_id']}, this dataset is of {self.dataset.plan.plan_id}")
+        try:
+            ranges.union((int(first), int(stop)) for first, stop in state["left"])
+        except ValueError as err:
+            raise UsageError(f"the state {state!r:.200}: {err}") from err
         beyond = [span for span in state["left"] if not 0 <= span[0] <= span[1] <= len(self.dataset)]
         if beyond:
             raise UsageError(f"the state has samples {beyond[0]} left, the dataset has {len(self.dataset)}")
@@ -177,6 +181,9 @@ def merge_states(states: Sequence[State]) -> State:
     Raises:
         UsageError: a reader's state is missing or there twice, or they are not of one pass over one dataset.
     """
+    for state in states:
+        if not _is_state(state):
+            raise UsageError(f"the state {state!r:.200}: give what state_dict returned")
     plans = {state["plan_id"] for state in states}
     readers = sorted(tuple(state["reader"]) for state in states)
     if len(plans) != 1 or readers != [(index, len(states)) for index in range(len(states))]:

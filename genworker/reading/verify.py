@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genworker import bundle as bundles
 from genworker.bulk.layout import Layout, getter
 from genworker.bulk.manifest import Fault, examine, parse
-from genworker.bulk.plan import DATA_PREFIX, MAX_PLAN_BYTES, PLAN_KEY, Plan, differences
+from genworker.bulk.plan import BUNDLE_PREFIX, DATA_PREFIX, MAX_PLAN_BYTES, PLAN_KEY, Plan, differences
 from genworker.bulk.shard_table import ShardTable
-from genworker.errors import DatasetError, ObjectMissingError
+from genworker.bundle import BUNDLE_KEY, SCORER_KEY, WEIGHTS_KEY
+from genworker.errors import BundleError, DatasetError, ObjectMissingError
 from genworker.stores import open_store
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ def verify_store(
     if manifest is None:
         return faults
     faults += _plan_faults(store, manifest.plan)
+    faults += _bundle_faults(store, manifest.plan, sizes_only=sizes_only)
     if sizes_only:
         faults += _size_faults(store, manifest)
         on_shard(len(manifest.shards), len(manifest.shards))
@@ -124,6 +127,34 @@ def _plan_faults(store: Store, plan: Plan) -> list[Fault]:
         lines = [line.replace(" here, ", " in the manifest, ") for line in differences(plan, stored)]
         return [Fault(PLAN_KEY, f"differs from the plan in the manifest: {'; '.join(lines)}")]
     return []
+
+
+def _bundle_faults(store: Store, plan: Plan, *, sizes_only: bool) -> list[Fault]:
+    """What is wrong with the bundle beside the plan, which samples are made from again; it may be missing as a whole."""
+    there = {info.key: info.size for info in store.list(BUNDLE_PREFIX)}
+    if not there:
+        return []
+    if BUNDLE_PREFIX + BUNDLE_KEY not in there:
+        return [Fault(BUNDLE_PREFIX + BUNDLE_KEY, f"is missing, though {min(there)} is there")]
+    try:
+        info = bundles.load_info(store, BUNDLE_PREFIX)
+        if info.digest != plan.bundle_digest:
+            problem = f"is bundle {info.digest[:16]}, the plan was made for {plan.bundle_digest[:16]}"
+            return [Fault(BUNDLE_PREFIX + BUNDLE_KEY, problem)]
+        if not sizes_only:
+            bundles.load(store, BUNDLE_PREFIX, with_scorer="score" in plan.columns)
+            return []
+    except BundleError as err:
+        key, _, problem = str(err).removeprefix(f"{store.url}/").partition(": ")
+        return [Fault(key, problem)]
+    sizes = {WEIGHTS_KEY: info.weights_bytes}
+    if info.scorer is not None and "score" in plan.columns:
+        sizes[SCORER_KEY] = info.scorer.num_bytes
+    return [
+        Fault(BUNDLE_PREFIX + name, f"has {seen} bytes, {BUNDLE_KEY} says {size}" if seen is not None else "is missing")
+        for name, size in sizes.items()
+        if (seen := there.get(BUNDLE_PREFIX + name)) != size
+    ]
 
 
 class _ShardCheck:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from genworker import __version__
 from genworker.bulk import commit, ledger
-from genworker.bulk.plan import MANIFEST_KEY, SUCCESS_KEY
+from genworker.bulk.plan import BUNDLE_PREFIX, MANIFEST_KEY, SUCCESS_KEY
 from genworker.bulk.request import GenerateSpec, make_plan, numerics_for
 from genworker.bulk.shard import ShardMaker
 from genworker.bundle import BUNDLE_KEY, WEIGHTS_KEY, Bundle, Lineage
@@ -437,6 +437,8 @@ WRONG = {
         generate("--node-label", "a b=c"), 2, "key 'node_labels'.*a b=c: names and values of labels"
     ),
     "no value of a label": Wrong(generate("--node-label", "a=in()"), 2, r"a=in\(\): names and values of labels"),
+    "a label in no domain": Wrong(generate("--node-label", "-/b=c"), 2, "key 'node_labels'.*-/b=c: names and values"),
+    "a label in half a domain": Wrong(generate("--node-label", "a.-/b=c"), 2, "key 'node_labels'.*a.-/b=c: names"),
     "a crumb of a GPU": Wrong(generate("--use-gpu", "--gpus-per-actor", "0.00001"), 2, "gpus_per_actor.*0.0001"),
     "memory as output": Wrong(generate("--dry-run", out="memory://x"), 2, "memory:// lives in one process"),
     "home of nobody": Wrong(generate(out="~no-such-user-here/x"), 2, "store URL '~no-such-user-here/x'"),
@@ -589,13 +591,34 @@ def test_verify_lists_the_faults_of_a_damaged_dataset(places: Places, name: str)
     assert values["faults"] == outcome.out.splitlines()
 
 
-def test_verify_finds_samples_that_the_bundle_would_not_make(places: Places) -> None:
-    """A whole dataset whose bundle was exchanged passes every checksum and fails when it is remade."""
-    models.bundle_of(seed=1).save(open_store(places.dataset), ".genworker/bundle/")
-    assert run("verify", places.dataset).code == 0
-    outcome = run("verify", places.dataset, "--resample", 1)
-    assert outcome.code == 1
-    assert "the plan was made for bundle" in outcome.err
+@pytest.mark.parametrize("flags", [(), ("--sizes-only",)])
+def test_verify_looks_at_the_bundle_too(places: Places, flags: tuple[str, ...]) -> None:
+    """Samples are made again from it: one that is another, lacks its weights, or was changed is a fault of the dataset."""
+    store = open_store(places.dataset)
+    assert run("verify", places.dataset, *flags).code == 0
+
+    def told(*more: str) -> str:
+        outcome = run("verify", places.dataset, *flags, *more)
+        assert outcome.code == 1
+        return outcome.out + outcome.err
+
+    models.bundle_of(seed=1).save(store, BUNDLE_PREFIX)
+    assert f"{BUNDLE_PREFIX}{BUNDLE_KEY}: is bundle" in told()
+    models.bundle_of().save(store, BUNDLE_PREFIX)
+    weights = BUNDLE_PREFIX + WEIGHTS_KEY
+    whole = store.get(weights)
+    store.put(weights, whole[:-1], overwrite=True)
+    assert f"{weights}: has " in told()
+    store.delete(weights)
+    assert f"{weights}: {'is ' if flags else ''}missing" in told()
+    store.put(weights, whole)
+    store.delete(BUNDLE_PREFIX + BUNDLE_KEY)
+    assert f"{BUNDLE_PREFIX}{BUNDLE_KEY}: is missing, though {BUNDLE_PREFIX}" in told()
+    for info in list(store.list(BUNDLE_PREFIX)):
+        store.delete(info.key)  # nothing is left of it, by which data are as good as before
+    assert run("verify", places.dataset, *flags).code == 0
+    if not flags:
+        assert "is missing, and shards are made from the bundle there; copy bundle" in told("--resample", "1")
 
 
 def test_a_broken_picture_is_not_left_behind(places: Places) -> None:

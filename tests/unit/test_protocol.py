@@ -11,6 +11,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from genworker.bulk import commit, ledger, protocol
 from genworker.bulk.layout import beside_key
@@ -25,6 +27,7 @@ from genworker.schema import ImageSchema
 from genworker.stores.memory import MemoryStore
 from tests.fakes import dataset as fake
 from tests.fakes import models
+from tests.fakes.actors import receipt_for
 from tests.interleavings import Explorer, ViolationError, filled
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ BUNDLE = models.bundle_of(schema=SCHEMA)
 
 
 def plan_of(num_shards: int, **changes: Any) -> Plan:
-    return fake.make_plan(schema=SCHEMA, num_samples=2 * num_shards, samples_per_shard=2, **{"codec": "raw"} | changes)
+    values = {"codec": "raw", "bundle_digest": BUNDLE.digest} | changes
+    return fake.make_plan(schema=SCHEMA, num_samples=2 * num_shards, samples_per_shard=2, **values)
 
 
 def make_in(store: Store, plan: Plan) -> Callable[[Iterator[Task]], Iterator[Receipt]]:
@@ -364,6 +368,26 @@ def test_a_shard_that_was_recalled_is_not_counted_again() -> None:
     assert sorted(counted) == list(range(6))
     assert sum(len(batch.receipts) for batch in batches(store)) == 6
     assert verify(store.url) == []
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 11))), max_size=30))
+def test_every_missing_task_is_given_once_wherever_it_is_drawn(meetings: list[tuple[bool, set[int]]]) -> None:
+    """The explorer lets makers take any missing shard next; the order that a driver draws has them all, each once.
+
+    ``meetings``: for each task that is drawn, whether another driver was met behind it, and what that one has made.
+    """
+    store, plan = filled({}), plan_of(12)
+    driver = Driver(store, plan, BUNDLE, make_in(store, plan))
+    drawn: list[int] = []
+    for task in driver._missing():
+        assert task.shard_index not in driver.receipts
+        drawn.append(task.shard_index)
+        met, made = meetings[len(drawn) - 1] if len(drawn) <= len(meetings) else (False, set[int]())
+        driver._elsewhere |= met
+        for index in made if met else ():
+            driver.receipts[index] = receipt_for(plan.task(index), 0)
+    assert len(set(drawn)) == len(drawn)
+    assert set(drawn) | set(driver.receipts) == set(range(12))
 
 
 def batches(store: Store) -> list[ReceiptBatch]:

@@ -253,6 +253,14 @@ def test_what_is_no_state_is_refused(dataset: Dataset, state: Any) -> None:
         dataset.to_torch().load_state_dict(state)
 
 
+@pytest.mark.parametrize("left", [[[0, 5], [0, 5]], [[0, 5], [4, 6]]])
+def test_a_state_with_samples_twice_is_refused(dataset: Dataset, left: list[list[int]]) -> None:
+    """It would give them twice."""
+    stream = dataset.to_torch()
+    with pytest.raises(UsageError, match=r"sample \d is in two ranges"):
+        stream.load_state_dict(stream.state_dict() | {"left": left})
+
+
 @pytest.mark.parametrize("left", [[[0, NUM + 1]], [[-1, 3]], [[5, 3]]])
 def test_a_state_of_samples_that_are_not_there_is_refused(dataset: Dataset, left: list[list[int]]) -> None:
     stream = dataset.to_torch()
@@ -276,3 +284,12 @@ def test_torchdatas_loader_keeps_and_resumes_the_state_by_itself(on_disk: Datase
     seen += [index for batch in second for index in batch["index"].tolist()]
     assert sorted(seen) == list(range(NUM))
     assert sorted(index for batch in second for index in batch["index"].tolist()) == list(range(NUM))
+
+
+@pytest.mark.parametrize(
+    "broken", [{}, {"plan_id": "x"}, {"plan_id": "x", "reader": [0, 1]}, {"plan_id": "x", "reader": [0], "left": []}]
+)
+def test_what_is_no_state_cannot_be_merged(broken: dict[str, Any]) -> None:
+    """One that some reader never wrote is named, instead of a traceback."""
+    with pytest.raises(UsageError, match="give what state_dict returned"):
+        merge_states([broken])

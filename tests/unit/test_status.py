@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from genworker.bulk import commit, failures, ledger
-from genworker.bulk.plan import FAILURES_PREFIX, REMOVING_KEY
+from genworker.bulk.plan import FAILURES_PREFIX, PLAN_KEY, REMOVING_KEY
 from genworker.bulk.protocol import Driver
 from genworker.bulk.removal import GC, NOTICES, RETAIN
 from genworker.cli import cli
@@ -115,6 +115,16 @@ def test_a_published_dataset_and_foreign_objects(store: TimedStore) -> None:
     commit.publish(store, PLAN, ledger.committed(store, PLAN))
     seen = status(store, NOON + 10**6)
     assert (seen.state, seen.shards_missing, seen.samples_done, seen.eta_seconds) == ("published", 0, 100, None)
+
+
+def test_a_plan_that_is_not_the_manifests_is_told(store: TimedStore) -> None:
+    """What lies there was made by another; `verify` says what differs."""
+    for index in range(10):
+        put_shard(store, index, index)
+    commit.publish(store, PLAN, ledger.committed(store, PLAN))
+    store.put(PLAN_KEY, PLAN.model_copy(update={"seed": 99}).canonical().encode(), overwrite=True)
+    with pytest.raises(DatasetError, match=rf"plan\.json: is plan .*, the manifest is of {PLAN.plan_id}"):
+        status(store, NOON + 20)
 
 
 @pytest.mark.parametrize("command", [GC, RETAIN])

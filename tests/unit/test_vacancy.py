@@ -71,6 +71,8 @@ def test_what_another_plan_left_is_an_obstacle(left: Path, what: tuple[str, ...]
     [
         (put(MANIFEST_KEY, b"{}"), "_manifest.json: is there without a plan, and .*damaged"),
         (put("data/notes.txt", b"mine"), r"data/notes\.txt: is there without a plan and is no shard"),
+        (put(f"{MANIFEST_KEY}/x", b"mine"), "_manifest.json/x: is there where _manifest.json belongs"),
+        (put(f"{SUCCESS_KEY}/x", b"mine"), "_SUCCESS/x: is there where _SUCCESS belongs"),
         (put("data", b"mine"), "data: is an object where the folder of the shards belongs"),
         (put(PLAN.shard_key(0), b"torn"), "data/.*: is there without a plan: "),
     ],
@@ -94,3 +96,20 @@ def test_what_another_driver_claimed_meanwhile_is_left_to_the_claim(left: Path) 
     store = open_store(str(left))
     store.put(PLAN_KEY, PLAN.canonical().encode())
     check_vacant(store, OTHER)
+
+
+def test_files_without_their_table_are_an_obstacle(tmp_path: Path) -> None:
+    """Nobody can tell whose they are; with a table they are the plan's own, or of another."""
+    plan = fake.make_plan(format="files", seed=0)
+    fake.publish(str(tmp_path / "set"), plan)
+    keep("data")(tmp_path / "set")
+    (tmp_path / "set" / PLAN_KEY).unlink()
+    store = open_store(str(tmp_path / "set"))
+    check_vacant(store, plan)
+    with pytest.raises(DatasetError, match="is there without a plan: says that it is") as caught:
+        check_vacant(store, fake.make_plan(format="files", seed=7))
+    assert "run the command again" not in str(caught.value)
+    for index in range(plan.num_shards):
+        store.delete(plan.shard_key(index))
+    with pytest.raises(DatasetError, match="so nobody knows which dataset's it is; write to another URL"):
+        check_vacant(store, plan)

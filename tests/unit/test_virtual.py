@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,3 +181,27 @@ def test_a_gpu_is_not_used_behind_a_fork(url: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(virtual, "_process", -1)  # as in a fork
     with pytest.raises(UsageError, match=r'on a GPU, which a forked process cannot use; .*="spawn"'):
         next(iter(virtual))
+
+
+@pytest.mark.parametrize("name", ["verify", "on_bad_shard", "out", "bundle"])
+def test_what_has_no_meaning_without_storage_is_refused(url: str, name: str) -> None:
+    """By its name, instead of being passed over."""
+    with pytest.raises(UsageError, match=f"^{name}: .*; leave it out where nothing is stored$"):
+        genworker.open(url, num_samples=NUM, **{name: "x"})
+
+
+def test_threads_read_one_virtual_dataset(url: str) -> None:
+    """An engine is for one thread at a time, which is not its readers' concern."""
+    virtual = genworker.open(url, num_samples=400)
+    expected = np.concatenate([batch.pixels for batch in virtual.batches()])
+
+    def one(index: int) -> bool:
+        return np.array_equal(virtual[index].pixels, expected[index])
+
+    def whole(_number: int) -> bool:
+        return np.array_equal(np.concatenate([batch.pixels for batch in virtual.batches()]), expected)
+
+    with ThreadPoolExecutor(8) as threads:
+        passes = threads.map(whole, range(2))
+        assert all(threads.map(one, np.random.default_rng(0).integers(0, 400, 200).tolist()))
+        assert all(passes)
