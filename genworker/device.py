@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -14,6 +15,8 @@ from genworker.errors import UsageError
 _OF_A_SHARE = 0.9
 # How the libraries below torch begin what they say; torch has a type of its own for CUDA's alone.
 _FAILURES = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_", "CUDNN_STATUS_")
+_NO_GPU_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_NO_HOST_MEMORY = "DefaultCPUAllocator"
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -42,26 +45,54 @@ def pick_device(*, use_gpu: bool, share: float = 1.0) -> torch.device:
 
 
 def is_out_of_memory(err: Exception) -> bool:
-    """Whether a device had no memory for what was asked of it; on a CPU torch says so in words alone."""
+    """Whether a device had no memory for what was asked of it; on a CPU, and below torch on a GPU, words alone say so."""
     return isinstance(err, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(err, RuntimeError) and "DefaultCPUAllocator" in str(err)
+        isinstance(err, RuntimeError) and any(words in str(err) for words in (_NO_HOST_MEMORY, *_NO_GPU_MEMORY))
     )
 
 
-def is_broken(err: Exception) -> bool:
-    """Whether a GPU failed under this process, which CUDA then answers to whatever is asked of it afterwards.
+def gpu_failure(err: Exception) -> str | None:
+    """What to say of a GPU that a process will not get over, in a line; None for all other errors.
 
-    Illegal addresses, memory that ECC gave up, a device that fell off the bus. A lack of memory is none of it.
+    Illegal addresses, memory that ECC gave up, a device that fell off the bus: CUDA answers whatever is asked afterwards with
+    the same error. A lack of memory is one too: cuDNN goes on with other algorithms than before, which may give other bits.
     """
     words = str(err)
+    if not isinstance(err, RuntimeError) or _NO_HOST_MEMORY in words:
+        return None
+    line = (words.splitlines() or [type(err).__name__])[0]
+    if is_out_of_memory(err):
+        return f"the GPU's memory was not enough: {line}"
     told = isinstance(err, torch.AcceleratorError) or any(name in words for name in _FAILURES)
-    return isinstance(err, RuntimeError) and told and not is_out_of_memory(err) and "out of memory" not in words
+    return f"the GPU failed: {line}" if told else None
+
+
+def memory_refusals(device: torch.device) -> int:
+    """How often this process was refused memory of a GPU, whoever caught that; 0 on a CPU."""
+    return int(torch.cuda.memory_stats_as_nested_dict(device).get("num_ooms", 0)) if device.type == "cuda" else 0
+
+
+def check_memory(device: torch.device, refusals: int) -> None:
+    """Raise OutOfMemoryError if memory was refused more often than ``refusals`` times.
+
+    Where cuDNN finds no room for an algorithm it takes another, without a word and for good, and that may give other bits.
+    """
+    if memory_refusals(device) > refusals:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory: a convolution may have gone on with another algorithm, which gives other bits; give a "
+            "smaller --micro-batch, or more of the GPU where actors share it"
+        )
 
 
 def free_unused_memory(device: torch.device) -> None:
     """Give back what torch keeps of a GPU's memory for later, so that others find room; on a CPU nothing is kept by it."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def num_processors() -> int:
+    """Processors that this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

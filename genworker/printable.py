@@ -13,7 +13,7 @@ _CONTROLS = "\x00-\x1f\x7f-\x9f\u2028\u2029"
 _DIRECTIONS = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they let text read otherwise than it is
 _NO_CHARACTERS = "\ud800-\udfff\ufffe\uffff"
 # Passwords can have slashes; what is a port before the first one is none.
-_LOGIN = re.compile(r"(?<=//)([^\s/]*|[^\s/@:]+:(?!\d+/)[^\s@]*)@")
+_LOGIN = re.compile(r"(?<=[^/]//)([^\s/]*|[^\s/@:\[]+:(?!\d+/)[^\s@]*)@")
 _UNFIT = re.compile(f"[{_CONTROLS}{_DIRECTIONS}{_NO_CHARACTERS}]")
 
 

@@ -17,7 +17,7 @@ from genworker import cluster
 from genworker.bulk.request import GenerateSpec
 from genworker.bulk.shard import ShardMaker
 from genworker.bulk.trials import calibrated
-from genworker.device import is_broken, is_out_of_memory, pick_device
+from genworker.device import gpu_failure, pick_device
 from genworker.errors import DeviceError, OtherMachineError, UsageError
 from genworker.stores import open_store
 
@@ -74,15 +74,12 @@ class ShardActor:
 
     @contextlib.contextmanager
     def _failures_told(self) -> Iterator[None]:
-        """Raise DeviceError for what this process will not get over, so that another one takes its place.
-
-        A GPU without memory is that too: cuDNN goes on with other algorithms than before, which may give other bits.
-        """
+        """Raise DeviceError for what this process will not get over, so that another one takes its place."""
         try:
             yield
-        except (RuntimeError, MemoryError) as err:
-            if is_broken(err) or (self._use_gpu and is_out_of_memory(err)):
-                raise DeviceError(f"the GPU failed: {str(err).splitlines()[0]}") from err
+        except RuntimeError as err:
+            if self._use_gpu and (problem := gpu_failure(err)) is not None:
+                raise DeviceError(problem) from err
             raise
 
 

@@ -22,6 +22,7 @@ from genworker.errors import (
     JobError,
     PlanError,
     StoreAccessError,
+    StoreError,
     StoreFullError,
     UsageError,
 )
@@ -29,14 +30,21 @@ from genworker.errors import (
 # Another attempt would meet the same wall.
 _HOPELESS = (BundleError, DeterminismError, PlanError, StoreAccessError, StoreFullError, UsageError)
 
+# How long a task that failed waits for another actor than the one that failed at it.
+_SECONDS_FOR_OTHERS = 20.0
+
 
 @dataclass(eq=False)
 class _Work:
-    """One task on its way to a receipt. ``trail`` holds its attempts, ``failed_at`` is where the last one failed."""
+    """One task on its way to a receipt.
+
+    ``trail`` holds its attempts, ``failed_at`` is where the last one failed, if that may be due to the place.
+    """
 
     task: Task
     failures: int = 0
     failed_at: str = ""
+    failed_since: float = 0.0
     running: list[Attempt] = field(default_factory=list)
     trail: list[Attempt] = field(default_factory=list)
     receipt: Receipt | None = None
@@ -102,9 +110,9 @@ class Attempts:
     def next(self, *, idle: bool, where: str = "", alone: bool = True) -> Attempt | None:
         """The next attempt for the actor at ``where``: a task that failed, a fresh one, or if ``idle`` the slowest of others.
 
-        Unless it is ``alone``, it is not given the task that failed there last.
+        Unless it is ``alone``, it is not given the task that failed there last, for some time: the others may be stuck.
         """
-        work = self._take_waiting(None if alone else where) or self._draw()
+        work = self._take_waiting("" if alone else where) or self._draw()
         if work is None and idle:
             work = self._straggler()
             if work is not None:
@@ -158,7 +166,8 @@ class Attempts:
             raise cause
         self._tally.count("shards_failed")
         work.failures += 1
-        work.failed_at = attempt.where
+        if not isinstance(cause, StoreError):  # which is no actor's fault
+            work.failed_at, work.failed_since = attempt.where, time.monotonic()
         what = str(cause) if isinstance(cause, GenworkerError) else f"{type(cause).__name__}: {cause}"
         if work.receipt is None and not work.running and work.failures >= self._max_attempts:
             raise JobError(
@@ -183,8 +192,10 @@ class Attempts:
             if work.receipt is None and not work.running:
                 self._again.appendleft(work)
 
-    def _take_waiting(self, not_failed_at: str | None) -> _Work | None:
-        work = next((work for work in self._again if not_failed_at is None or work.failed_at != not_failed_at), None)
+    def _take_waiting(self, where: str) -> _Work | None:
+        late = time.monotonic() - _SECONDS_FOR_OTHERS
+        fit = (work for work in self._again if not where or work.failed_at != where or work.failed_since < late)
+        work = next(fit, None)
         if work is not None:
             self._again.remove(work)
         return work

@@ -42,8 +42,8 @@ class Encoder:
     def encode(self, batches: Iterator[SampleBatch], stages: StageSeconds) -> Iterator[tuple[SampleBatch, list[bytes]]]:
         """Yield each batch with its images as the codec encodes them; may be called by several threads at once.
 
-        At most 2 x num_threads batches of each call, and no more parts of them but those of one batch, wait or are being
-        encoded. What a batch raises is raised in its place.
+        At most 2 x num_threads batches of each call wait or are being encoded, and no more parts of them than that, but always
+        those of one batch while the next is made. What a batch raises is raised in its place.
         """
         pending: deque[tuple[SampleBatch, list[Future[list[bytes]]]]] = deque()
         try:
@@ -56,7 +56,7 @@ class Encoder:
                 starts = range(0, len(batch), _IMAGES_PER_PART)
                 parts = (batch.pixels[start : start + _IMAGES_PER_PART] for start in starts)
                 pending.append((batch, [self._threads.submit(self._encode, part) for part in parts]))
-                while sum(len(futures) for _, futures in pending) > self._ahead:
+                while len(pending) > 1 and sum(len(futures) for _, futures in pending) > self._ahead:
                     yield self._first(pending, stages)
             while pending:
                 yield self._first(pending, stages)

@@ -88,7 +88,7 @@ def find_garbage(
         return found
     if removed_by(store) == RETAIN:
         raise DatasetError(f"{store.url}: `{RETAIN}` is removing this dataset, or was stopped; run it again to end it")
-    doomed = list(own_objects(store, plan))
+    doomed = list(own_objects(store.list(), plan))
     age = now - max((info.modified for info in doomed if info.key != REMOVING_KEY), default=-math.inf)
     if age < older_than_seconds:
         raise DatasetError(
@@ -141,7 +141,7 @@ def give_up(store: Store, *, older_than_seconds: float, now: float | None = None
         "",
         lambda: (item.key for item in garbage if item.key not in {SUCCESS_KEY, MANIFEST_KEY}),
         # Listed again: a driver that was running may have put a shard since.
-        lambda: (info.key for info in own_objects(store, plan)),
+        lambda: (info.key for info in own_objects(store.list(), plan)),
     )
     return [item for item in garbage if not (announced and item.key == REMOVING_KEY)]
 

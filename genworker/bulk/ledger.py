@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,12 +19,13 @@ from genworker.bulk.layout import Layout, Stored, getter
 from genworker.bulk.plan import DATA_PREFIX, RECEIPTS_PREFIX, Plan, Task
 from genworker.bulk.receipt_table import ReceiptTable
 from genworker.bulk.records import MAX_RECEIPTS_BYTES, Receipt, ReceiptBatch
+from genworker.device import num_processors
 from genworker.errors import DatasetError, DeterminismError, ObjectExistsError
 from genworker.reading.shard import naming
 from genworker.stores.base import ObjectInfo, Store
 
 # To look into shards that no receipt names.
-_MOST_THREADS, _TASKS_PER_THREAD = 16, 4
+_MOST_THREADS, _TASKS_PER_THREAD, _MOST_BYTES = 16, 4, 2**30
 
 
 def write(store: Store, plan: Plan, receipts: Iterable[Receipt]) -> None:
@@ -94,8 +95,9 @@ def committed(
         )
     # Where the object under the key is missing, files are there in part; making the shard again finds them equal.
     found, whole = ReceiptTable.of(plan.num_shards, receipts).where(there.complete), layout.whole()
-    nameless = [plan.task(int(index)) for index in np.flatnonzero(there.complete & ~found.there)]
-    for done, receipt in enumerate(_adopt_all(store, plan, nameless), 1):
+    nameless = np.flatnonzero(there.complete & ~found.there)
+    largest = int(there.num_bytes[nameless].max(initial=1))
+    for done, receipt in enumerate(_adopt_all(store, plan, nameless.tolist(), largest), 1):
         found[receipt.shard_index] = receipt
         on_adopted(receipt, done, len(nameless))
     changed = there.complete & ((there.num_objects != whole) | (there.num_bytes != found.num_bytes))
@@ -127,15 +129,18 @@ def _in_objects(count: int) -> str:
     return f" in {count} objects" if count > 1 else ""
 
 
-def _adopt_all(store: Store, plan: Plan, tasks: list[Task]) -> Iterator[Receipt]:
-    """`adopt` for all tasks, in their order; several at once where there are many, each of which is in memory meanwhile."""
-    threads = min(_MOST_THREADS, os.cpu_count() or 1, len(tasks) // _TASKS_PER_THREAD)
-    if threads <= 1:
+def _adopt_all(store: Store, plan: Plan, indices: list[int], largest: int) -> Iterator[Receipt]:
+    """`adopt` for all shards, in order; several at once where there are many, as far as they fit into memory together."""
+    num_threads = min(_MOST_THREADS, num_processors(), len(indices) // _TASKS_PER_THREAD, _MOST_BYTES // largest)
+    tasks = map(plan.task, indices)
+    if num_threads <= 1:
         yield from (adopt(store, plan, task) for task in tasks)
         return
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(num_threads)
     try:
-        yield from pool.map(lambda task: adopt(store, plan, task), tasks)
+        # In windows, so that a million shards are not a million pending calls.
+        while window := list(itertools.islice(tasks, 4 * num_threads)):
+            yield from pool.map(lambda task: adopt(store, plan, task), window)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -5,7 +5,7 @@ In: deaths, refusals, and tasks that were finished. Out: events, and in the end 
 
 from __future__ import annotations
 
-from collections import Counter
+import time
 from collections.abc import Callable
 
 from ray.exceptions import RayActorError
@@ -27,7 +27,7 @@ class Losses:
 
     def __init__(self, on_event: Callable[[str], None], on_refused: Callable[[str], None]) -> None:
         self._refusal: GenworkerError | None = None
-        self._broken: Counter[str] = Counter()
+        self._broken: dict[str, list[float]] = {}  # when actors of a node were given up
         self._on_event, self._on_refused = on_event, on_refused
         self._left_out: set[str] = set()
         self._in_a_row = self._most_members = 0
@@ -58,8 +58,9 @@ class Losses:
                 f"{self._in_a_row} actors were given up without finishing a task in between, the last one on {member.where}: "
                 f"{err}; the dataset is not published, what was made stays: mend the cause and run the command again"
             ) from err
-        self._broken[member.node] += 1
-        if self._broken[member.node] < _MOST_BROKEN_ON_A_NODE:
+        broken = self._broken.setdefault(member.node, [])
+        broken.append(time.monotonic())
+        if len(broken) < _MOST_BROKEN_ON_A_NODE or member.node in self._left_out:
             self._on_event(f"the actor on {member.where} is replaced: {err}")
             return
         self._refusal = err if isinstance(err, GenworkerError) else JobError(f"{type(err).__name__}: {err}")
@@ -79,7 +80,9 @@ class Losses:
     def task_finished(self, member: Member) -> None:
         """Note that somebody does finish tasks."""
         self._in_a_row = self._most_members = 0
-        self._broken.pop(member.node, None)
+        # Those that were there before say nothing of who comes after: one GPU of many may be broken.
+        if (broken := self._broken.get(member.node)) and member.started_at > broken[-1]:
+            del self._broken[member.node]
 
     def reason_for(self, shortage: ClusterError, room: int) -> GenworkerError:
         """What to tell of a shortage that ends the job, in a cluster with room for so many actors on nodes not left out."""

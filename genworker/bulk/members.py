@@ -6,6 +6,7 @@ starts and ends nothing and knows no Ray.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ class Member:
     """
 
     def __init__(self, actor: Any) -> None:
-        self.actor = actor
+        self.actor, self.started_at = actor, time.monotonic()
         self.where: str | None = None
         self.node = ""
         self.given: dict[Attempt, None] = {}

@@ -53,7 +53,8 @@ class ShardPool:
         max_attempts: how often one task may fail, and how many actors a question may end.
         on_event: told in one line of every failed attempt, every lost actor and every shortage.
         on_tick: called twice a second at least, also while nothing happens.
-        on_refused: given the id of a node whose actors must not make shards of this plan, so that no more are started there.
+        on_refused: given the id of a node whose actors must not make shards of this plan, or break again and again, so that no
+            more are started there.
         tally: counts attempts, actors and what they did.
         stragglers: says from when on a task is given to a second, idle actor.
         drain_seconds: how long `stop` leaves for what is running.

@@ -29,11 +29,12 @@ from genworker.errors import GenworkerError, PlanError, StoreError
 from genworker.stores.base import Store
 
 # A driver that is killed leaves receipts unwritten, and its successor reads those shards: few, or a small part of what is
-# there, and no more than a minute's. So batches grow with the job, and a million shards take hundreds of objects.
+# there, and made in a small part of the driver's time. So batches grow with the job, and a million shards take hundreds of
+# objects.
 RECEIPTS_PER_OBJECT = 16
 _MOST_RECEIPTS_PER_OBJECT = 4096
 _PART_OF_DONE = 32
-_RECORD_SECONDS = 60.0
+_RECORD_SECONDS, _PART_OF_TIME = 60.0, 64
 # A recall lists a thousand shards per request, so it costs a driver that takes this part of them first next to nothing.
 _SHARDS_PER_RECALL = 1_000
 
@@ -97,7 +98,7 @@ class Driver:
         self._made: Iterator[Receipt] | None = None
         self._elsewhere = False  # whether the next task is to be drawn from another place
         self._taken = 0  # receipts since the last recall
-        self._recorded_at = time.monotonic()
+        self._began_at = self._recorded_at = time.monotonic()
         self._steps: dict[State, Callable[[], State]] = {
             State.CLAIM: self._claim,
             State.BUNDLE: self._store_bundle,
@@ -158,7 +159,8 @@ class Driver:
         self._on_adopted(done, total)
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._recorded_at >= _RECORD_SECONDS
+        now = time.monotonic()
+        return now - self._recorded_at >= max(_RECORD_SECONDS, (now - self._began_at) / _PART_OF_TIME)
 
     def _take(self) -> State:
         if self._made is None:

@@ -62,13 +62,13 @@ def is_control(key: str) -> bool:
     return _CONTROL.fullmatch(key) is not None
 
 
-def own_objects(store: Store, plan: Plan | None, place: str = "") -> Iterator[ObjectInfo]:
-    """What a job left below ``place`` (empty, or ending with a slash), in the store's order; others' objects are left out.
+def own_objects(listed: Iterable[ObjectInfo], plan: Plan | None, place: str = "") -> Iterator[ObjectInfo]:
+    """Of what is ``listed`` below ``place`` (empty, or ending with a slash), what a job left, without others' objects.
 
     Without a plan, where a removal has deleted the shards and stopped before its last step, control objects alone are.
     """
     layout = Layout(plan) if plan else None
-    for info in store.list(place):
+    for info in listed:
         key = info.key.removeprefix(place)
         beside = key in {SUCCESS_KEY, MANIFEST_KEY} or is_control(key)
         if beside or (layout is not None and layout.owner(key) is not None):

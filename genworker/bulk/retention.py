@@ -17,9 +17,10 @@ from typing import Literal
 
 from genworker.bulk.catalog import places
 from genworker.bulk.commit import read_plan
+from genworker.bulk.manifest import read_manifest
 from genworker.bulk.plan import PLAN_KEY, REMOVING_KEY, SUCCESS_KEY, Plan
 from genworker.bulk.removal import NOTICES, RETAIN, delete_dataset, own_objects, removed_by
-from genworker.errors import DatasetError, PlanError
+from genworker.errors import DatasetError, GenworkerError, PlanError
 from genworker.stores import child_url, open_store
 from genworker.stores.base import ObjectInfo, Store
 
@@ -34,6 +35,7 @@ class Doomed:
         begun: whether a removal was, and was stopped.
         plan: what it was made by; None where a removal has come that far.
         foreign: objects that genworker did not make, which stay.
+        problem: why it cannot be removed, or empty.
     """
 
     place: str
@@ -41,6 +43,7 @@ class Doomed:
     begun: bool
     plan: Plan | None = None
     foreign: tuple[ObjectInfo, ...] = ()
+    problem: str = ""
 
     @property
     def name(self) -> str:
@@ -63,7 +66,6 @@ def find_old(store: Store, keep: int, by: Literal["name", "age"] = "name") -> li
 
     Raises:
         DatasetError: a dataset lies at the URL itself, or inside one that is to go.
-        PlanError: the plan of one that is to go cannot be read, so nobody knows which objects are its own.
     """
     objects = list(store.list())
     published, notices = places(objects, SUCCESS_KEY), places(objects, REMOVING_KEY)
@@ -88,20 +90,14 @@ def find_old(store: Store, keep: int, by: Literal["name", "age"] = "name") -> li
         return tuple(itertools.takewhile(lambda info: info.key.startswith(place), objects[start:]))
 
     def doomed(place: str) -> Doomed:
-        plan, there = read_plan(open_store(child_url(store.url, place.rstrip("/")))), below(place)
-        if plan is None and place in published:
-            raise PlanError(
-                f"{store.url}/{place}{PLAN_KEY}: is missing, so nobody knows which objects are the dataset's; copy it there "
-                "again (the manifest holds it under plan), or remove the dataset by other means"
-            )
-        own = {info.key for info in own_objects(store, plan, place)}
-        return Doomed(
-            place,
-            tuple(info for info in there if info.key in own),
-            place in begun,
-            plan,
-            tuple(info for info in there if info.key not in own),
-        )
+        there, begun = below(place), place in notices
+        try:
+            plan = _plan_of(open_store(child_url(store.url, place.rstrip("/"))), begun=begun)
+        except GenworkerError as err:
+            return Doomed(place, there, begun, problem=f"nobody can tell which objects are the dataset's own: {err}")
+        own = {info.key for info in own_objects(there, plan, place)}
+        mine, foreign = ([info for info in there if (info.key in own) == wanted] for wanted in (True, False))
+        return Doomed(place, tuple(mine), begun, plan, tuple(foreign))
 
     return [doomed(place) for place in old]
 
@@ -110,5 +106,20 @@ def remove_dataset(store: Store, doomed: Doomed) -> int:
     """Remove a dataset, its marker first; returns the number of its objects that were there."""
     store.put(doomed.place + REMOVING_KEY, NOTICES[RETAIN], overwrite=True)
     # Listed again: a driver that was slower than the others may have put a shard since.
-    delete_dataset(store, doomed.place, lambda: (info.key for info in own_objects(store, doomed.plan, doomed.place)))
+    delete_dataset(
+        store,
+        doomed.place,
+        lambda: (info.key for info in own_objects(store.list(doomed.place), doomed.plan, doomed.place)),
+    )
     return len(doomed.objects)
+
+
+def _plan_of(store: Store, *, begun: bool) -> Plan | None:
+    """The plan of a dataset, from its manifest where there is none; None where a removal has come so far."""
+    try:
+        plan = read_plan(store)
+    except PlanError:
+        plan = None
+        if begun:  # its manifest went first
+            raise
+    return read_manifest(store).plan if plan is None and not begun else plan

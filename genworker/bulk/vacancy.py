@@ -62,22 +62,23 @@ def _problem(store: Store, plan: Plan) -> str | None:
     for key in page:
         if owner(key) is None:
             return f"{key}: is there without a plan and is no shard of this dataset; nothing else may lie under {DATA_PREFIX}"
-    return _other_shard(store, plan, page[0], owner(page[0])) if page else None
+    shards = dict.fromkeys(index for key in page if (index := owner(key)) is not None)
+    whole = next((index for index in shards if is_there(store, plan.shard_key(index))), None)
+    if whole is not None:
+        return _other_shard(store, plan, whole)
+    return f"{page[0]}: is there without a plan or a table of its shard, so nobody knows whose it is" if page else None
 
 
-def _other_shard(store: Store, plan: Plan, key: str, shard: int | None) -> str | None:
-    """What is wrong with a shard of which ``key`` was listed, and with those of its dataset, most likely."""
-    assert shard is not None, "strangers were told before"
-    table = plan.shard_key(shard)
-    if not is_there(store, table):
-        return f"{key}: is there without a plan, and without {table}, so nobody knows which dataset's it is"
+def _other_shard(store: Store, plan: Plan, shard: int) -> str | None:
+    """What is wrong with a stored shard, and so most likely with all of its dataset."""
+    key = plan.shard_key(shard)
     try:
         ledger.adopt(store, plan, plan.task(shard))
     except DatasetError as err:
-        why = str(err).removeprefix(f"{store.url}/").removeprefix(f"{table}: ")
+        why = str(err).removeprefix(f"{store.url}/").removeprefix(f"{key}: ")
         for advice in ("; it was not written by this job", ": remove it"):
             why = why.partition(advice)[0]
-        return f"{table}: is there without a plan: {why}"
+        return f"{key}: is there without a plan: {why}"
     return None
 
 

@@ -28,7 +28,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 )
 @_json_option
 def verify(url: str, resample: int, use_gpu: bool, sizes_only: bool, as_json: bool) -> None:
-    """Check every shard of the dataset at URL against its manifest: size, SHA-256, rows, indices, labels.
+    """Check every shard of the dataset at URL against its manifest (size, SHA-256, rows, indices, labels), and its bundle.
 
     Exit code 0 when whole and right, 1 with one line per fault.
     """

@@ -131,7 +131,7 @@ def retain(url: str, keep: int, by: str, delete: bool) -> None:
     """List all but the newest published datasets below URL, and with --delete remove them, the marker first.
 
     What genworker did not make stays, and is told. A removal that was stopped goes on with the next call. Datasets that are
-    not finished are left to `genworker gc`.
+    not finished are left to `genworker gc`. Exit code 1 when one cannot be removed.
     """
     from genworker.bulk.retention import find_old, remove_dataset
     from genworker.cli.display import size
@@ -145,10 +145,14 @@ def retain(url: str, keep: int, by: str, delete: bool) -> None:
         if doomed.foreign:
             first = in_a_line(doomed.foreign[0].key)
             click.echo(f"  not genworker's, so left there: {len(doomed.foreign):,} objects, {first} first")
-        if delete:
+        if doomed.problem:
+            click.echo(f"  cannot be removed: {in_a_line(doomed.problem)}")
+        elif delete:
             remove_dataset(store, doomed)
-    total = size(sum(doomed.num_bytes for doomed in old))
+    sound = [doomed for doomed in old if not doomed.problem]
+    total = size(sum(doomed.num_bytes for doomed in sound))
     if delete:
-        click.echo(f"removed: {len(old)} datasets, {total}")
+        click.echo(f"removed: {len(sound)} datasets, {total}")
     else:
-        click.echo(f"found:   {len(old)} datasets, {total}" + ("; remove them with --delete" if old else ""))
+        click.echo(f"found:   {len(sound)} datasets, {total}" + ("; remove them with --delete" if sound else ""))
+    raise SystemExit(int(len(sound) < len(old)))

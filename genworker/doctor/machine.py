@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from genworker.device import device_class, has_fast_bfloat16
+from genworker.device import device_class, has_fast_bfloat16, num_processors
 from genworker.doctor.base import Finding
 
 _GIB = 2**30
@@ -65,7 +65,7 @@ def _pins() -> Iterator[Finding]:
 
 
 def _processor() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_processors()
     device = torch.device("cpu")
     fast = "bfloat16 in hardware" if has_fast_bfloat16(device) else "no bfloat16 in hardware, so float32 is used"
     return Finding("processor", "ok", f"{cores} cores, {device_class(device)}, {fast}")

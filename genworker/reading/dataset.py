@@ -57,13 +57,16 @@ class Dataset(Samples):
         self._store = store
         self._verify = verify
         self._format = manifest.plan.open_format()
-        self.__setstate__({})
+        self._renew()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in {"_open", "_opening", "_lock"}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
+        self._renew()
+
+    def _renew(self) -> None:
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
         self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()  # around the two

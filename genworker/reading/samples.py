@@ -6,9 +6,11 @@ In: a plan, and a way to get ranges of its samples. Out: `Sample`s, `SampleBatch
 from __future__ import annotations
 
 import operator
+import os
+import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,6 +18,16 @@ if TYPE_CHECKING:
     from genworker.bulk.plan import Plan
     from genworker.reading.torch_stream import TorchStream
     from genworker.schema import Float32Array, ImageSchema, Pixels, SampleBatch
+
+_here: weakref.WeakSet[Samples] = weakref.WeakSet()  # all of this process
+
+
+def _renew_all() -> None:
+    for samples in list(_here):
+        samples._renew()
+
+
+os.register_at_fork(after_in_child=_renew_all)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +68,15 @@ class Samples(ABC):
     """
 
     url: str
+
+    def __new__(cls, *_args: object, **_options: object) -> Self:
+        """Remember it, for forks of this process."""
+        self = super().__new__(cls)
+        _here.add(self)
+        return self
+
+    def _renew(self) -> None:  # noqa: B027 - not all have locks
+        """In a fork: other threads are not there, so what they had locked must not stay so, nor what they were changing."""
 
     @property
     @abstractmethod

@@ -132,26 +132,30 @@ def _plan_faults(store: Store, plan: Plan) -> list[Fault]:
 def _bundle_faults(store: Store, plan: Plan, *, sizes_only: bool) -> list[Fault]:
     """What is wrong with the bundle beside the plan, which samples are made from again; it may be missing as a whole."""
     there = {info.key: info.size for info in store.list(BUNDLE_PREFIX)}
+    own = BUNDLE_PREFIX + BUNDLE_KEY
     if not there:
         return []
-    if BUNDLE_PREFIX + BUNDLE_KEY not in there:
-        return [Fault(BUNDLE_PREFIX + BUNDLE_KEY, f"is missing, though {min(there)} is there")]
+    if own not in there:
+        return [Fault(own, f"is missing, though {min(there)} is there")]
     try:
         info = bundles.load_info(store, BUNDLE_PREFIX)
-        if info.digest != plan.bundle_digest:
-            problem = f"is bundle {info.digest[:16]}, the plan was made for {plan.bundle_digest[:16]}"
-            return [Fault(BUNDLE_PREFIX + BUNDLE_KEY, problem)]
         if not sizes_only:
             bundles.load(store, BUNDLE_PREFIX, with_scorer="score" in plan.columns)
-            return []
     except BundleError as err:
         key, _, problem = str(err).removeprefix(f"{store.url}/").partition(": ")
         return [Fault(key, problem)]
+    parts = [("bundle", info.digest, plan.bundle_digest)]
     sizes = {WEIGHTS_KEY: info.weights_bytes}
     if info.scorer is not None and "score" in plan.columns:
+        parts.append(("scorer", info.scorer.sha256, str(plan.scorer_sha256)))
         sizes[SCORER_KEY] = info.scorer.num_bytes
-    return [
-        Fault(BUNDLE_PREFIX + name, f"has {seen} bytes, {BUNDLE_KEY} says {size}" if seen is not None else "is missing")
+    faults = [
+        Fault(own, f"is of {name} {seen[:16]}, the plan was made for {wanted[:16]}")
+        for name, seen, wanted in parts
+        if seen != wanted
+    ]
+    return faults or [
+        Fault(BUNDLE_PREFIX + name, "is missing" if seen is None else f"has {seen} bytes, {BUNDLE_KEY} says {size}")
         for name, size in sizes.items()
         if (seen := there.get(BUNDLE_PREFIX + name)) != size
     ]

@@ -57,10 +57,13 @@ class VirtualDataset(Samples):
         codec = codecs.make(plan.codec, plan.image_schema)
         self._codec = None if codec.lossless else codec
         self._maker: tuple[Engine, StoredColumns] | None = None
-        self._kept: OrderedDict[int, SampleBatch] = OrderedDict()
         self._process = os.getpid()
-        self._lock = threading.RLock()  # an engine is for one thread at a time
+        self._renew()
         self._make()
+
+    def _renew(self) -> None:
+        self._kept: OrderedDict[int, SampleBatch] = OrderedDict()
+        self._lock = threading.RLock()  # an engine is for one thread at a time
 
     @property
     def plan(self) -> Plan:
@@ -71,10 +74,11 @@ class VirtualDataset(Samples):
         return f"<VirtualDataset of {self.url}: {len(self)} samples, {self.schema.describe()}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maker": None, "_kept": OrderedDict(), "_lock": None}
+        return self.__dict__ | {"_maker": None, "_kept": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_process": os.getpid(), "_lock": threading.RLock()}
+        self.__dict__ |= state | {"_process": os.getpid()}
+        self._renew()
 
     def _make(self) -> tuple[Engine, StoredColumns]:
         if self._maker is None:

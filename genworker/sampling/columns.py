@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from genworker.bulk.stages import StageSeconds
-from genworker.device import threads
+from genworker.device import check_memory, memory_refusals, threads
 from genworker.errors import BundleError
 from genworker.sampling.latents import labels, latents
 
@@ -59,7 +59,7 @@ class _Scores:
             raise BundleError(f"the plan was made for scorer {plan.scorer_sha256}, the bundle's is {seen}")
         self._family, networks = bundle.scorer()
         self._networks = networks.to(device)
-        self._device = device
+        self._device, self._refusals = device, memory_refusals(device)
         self._size = plan.numerics.micro_batch
         self._num_threads = plan.numerics.threads
 
@@ -82,6 +82,7 @@ class _Scores:
             with threads(self._num_threads):
                 scores = self._family.score(self._networks, images, classes).cpu().numpy()
             found.append(scores[lower - start : upper - start])
+        check_memory(self._device, self._refusals)
         joined = np.concatenate(found)
         if not np.isfinite(joined).all():
             row = int(np.flatnonzero(~np.isfinite(joined))[0])

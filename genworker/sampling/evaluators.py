@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from genworker.bulk.plan import Numerics
 from genworker.bulk.stages import StageSeconds
-from genworker.device import threads
+from genworker.device import check_memory, memory_refusals, threads
 from genworker.errors import BundleError
 from genworker.families.base import Generator
 from genworker.sampling.pixels import to_uint8
@@ -140,7 +140,7 @@ class _CudaEvaluator:
         self._device = device
         self._dtype = dtype
         self._first = _FirstImages(dtype)
-        self._refusals = _refusals(device)
+        self._refusals = memory_refusals(device)
         self._compute = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._copy = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # The weights came here on the stream that was current; they may still be on their way.
@@ -167,7 +167,7 @@ class _CudaEvaluator:
                 # Waiting for it must not keep a processor busy that encoders could use.
                 arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 arrived.record(self._copy)
-        self._check_memory()
+        check_memory(self._device, self._refusals)
 
         def finish() -> Pixels:
             with stages.timed("forward"):
@@ -175,17 +175,6 @@ class _CudaEvaluator:
             return host.numpy()
 
         return finish
-
-    def _check_memory(self) -> None:
-        """Raise OutOfMemoryError if memory was refused to anybody since the evaluator was made.
-
-        Where cuDNN finds no room for an algorithm it takes another, without a word and for good, and that may give other bits.
-        """
-        if _refusals(self._device) > self._refusals:
-            raise torch.OutOfMemoryError(
-                "CUDA out of memory: a convolution may have gone on with another algorithm, which gives other bits; give a "
-                "smaller --micro-batch, or more of the GPU where actors share it"
-            )
 
     def _pixels(self, latents: Tensor, classes: Tensor | None) -> Tensor:
         if self._graph is None:
@@ -212,8 +201,3 @@ class _CudaEvaluator:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=self._compute, capture_error_mode="thread_local"):
             self._output = to_uint8(self._module(self._latents, self._classes))
-
-
-def _refusals(device: torch.device) -> int:
-    """How often this process was refused memory of a GPU, whoever caught that."""
-    return int(torch.cuda.memory_stats_as_nested_dict(device).get("num_ooms", 0))

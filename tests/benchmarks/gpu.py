@@ -48,7 +48,7 @@ PRESETS = ("fashion-tiny", "fashion-vae-tiny", "fashion-gpu")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ``ok`` is None for a figure and a verdict for a contract."""
+    """One line; ``ok`` is None for a figure and a verdict for a contract."""
 
     what: str
     value: str
@@ -189,7 +189,7 @@ def training_rows(preset: str, device: torch.device, seconds: float) -> Iterator
 
 
 def main() -> int:
-    """Run all checks and print the table."""
+    """Run all checks and print each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=3.0, help="per speed figure")

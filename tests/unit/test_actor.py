@@ -41,11 +41,15 @@ def failing(tmp_path: Path, err: Exception, *, use_gpu: bool) -> ShardActor:
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "CUDNN_STATUS_EXECUTION_FAILED"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"), "CUBLAS"),
         (torch.OutOfMemoryError(NO_MEMORY), NO_MEMORY),
+        (torch.OutOfMemoryError(), "OutOfMemoryError"),
+        (torch.AcceleratorError(), "AcceleratorError"),
+        (RuntimeError("CUDA error: out of memory"), "memory was not enough"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "memory was not enough"),
     ],
 )
 def test_a_gpu_that_failed_is_no_matter_of_the_task(tmp_path: Path, err: Exception, told: str) -> None:
     """CUDA answers all that comes after with the same error, so the pool is told to take another process."""
-    with pytest.raises(DeviceError, match=r"^the GPU failed: ") as caught:
+    with pytest.raises(DeviceError, match=r"^the GPU('s memory was not enough| failed): ") as caught:
         failing(tmp_path, err, use_gpu=True).make(TASK, 0)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -58,6 +62,10 @@ def test_a_gpu_that_failed_is_no_matter_of_the_task(tmp_path: Path, err: Excepti
         (RuntimeError("shape '[3]' is invalid for input of size 4"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"), False),
         (MemoryError("no room"), False),
+        (MemoryError(), True),
+        (RuntimeError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: no kernel image is available"), False),
         (ValueError("CUDA error"), True),
     ],
 )

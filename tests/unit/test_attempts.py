@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from genworker.bulk import attempts as module
 from genworker.bulk.attempts import Attempt, Attempts
 from genworker.bulk.capacity import START_SECONDS, Capacity, Patience, fixed
 from genworker.bulk.plan import Task
@@ -150,7 +152,7 @@ def test_what_a_lost_actor_may_have_stored_is_named() -> None:
 def test_a_task_does_not_go_back_to_the_actor_that_failed_at_it() -> None:
     """Unless there is no other; whoever failed gets a fresh task instead."""
     attempts, *_ = attempts_at(2)
-    attempts.failed(take(attempts, "a"), StoreError("no"))
+    attempts.failed(take(attempts, "a"), ValueError("no"))
     fresh = attempts.next(idle=True, where="a", alone=False)
     assert fresh is not None
     assert fresh.task.shard_index == 1
@@ -160,10 +162,30 @@ def test_a_task_does_not_go_back_to_the_actor_that_failed_at_it() -> None:
     assert again is not None
     assert (again.task.shard_index, again.number) == (0, 1)
     again.where = "b"
-    attempts.failed(again, StoreError("no"))
+    attempts.failed(again, ValueError("no"))
     alone = attempts.next(idle=True, where="b", alone=True)
     assert alone is not None
     assert alone.task.shard_index == 0
+
+
+def test_a_task_goes_back_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other actors may be stuck; and what a store refuses is no actor's fault, so it goes back at once."""
+    now = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    attempts, *_ = attempts_at(1, max_attempts=9)
+    attempts.failed(take(attempts, "a"), ValueError("no"))
+    assert attempts.next(idle=True, where="a", alone=False) is None
+    now[0] += 21.0
+    again = attempts.next(idle=True, where="a", alone=False)
+    assert again is not None
+    again.where = "a"
+    attempts.failed(again, StoreError("503"))
+    now[0] += 21.0
+    late = attempts.next(idle=True, where="a", alone=False)
+    assert late is not None
+    late.where = "a"
+    attempts.failed(late, StoreError("503"))
+    assert attempts.next(idle=True, where="a", alone=False) is not None
 
 
 def test_only_idle_actors_get_a_second_attempt_and_each_task_one() -> None:

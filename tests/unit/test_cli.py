@@ -603,7 +603,7 @@ def test_verify_looks_at_the_bundle_too(places: Places, flags: tuple[str, ...]) 
         return outcome.out + outcome.err
 
     models.bundle_of(seed=1).save(store, BUNDLE_PREFIX)
-    assert f"{BUNDLE_PREFIX}{BUNDLE_KEY}: is bundle" in told()
+    assert f"{BUNDLE_PREFIX}{BUNDLE_KEY}: is of bundle" in told()
     models.bundle_of().save(store, BUNDLE_PREFIX)
     weights = BUNDLE_PREFIX + WEIGHTS_KEY
     whole = store.get(weights)

@@ -76,6 +76,21 @@ def test_one_large_batch_keeps_all_threads_busy() -> None:
     assert images == [CODEC.encode(pixels) for pixels in batch.pixels]
 
 
+def test_a_large_batch_is_encoded_while_the_next_is_made() -> None:
+    """However many parts it has: else nothing would be generated meanwhile."""
+    large = [fake.samples_of(fake.SCHEMA, np.arange(number * 256, (number + 1) * 256)) for number in range(3)]
+    taken: list[int] = []
+
+    def made() -> Iterator[SampleBatch]:
+        for number, batch in enumerate(large):
+            taken.append(number)
+            yield batch
+
+    first = next(Encoder(CODEC, 1).encode(made(), StageSeconds()))
+    assert first[0] is large[0]
+    assert taken == [0, 1]
+
+
 @pytest.mark.parametrize("num_threads", [0, 2])
 def test_what_a_batch_raises_comes_in_its_place(num_threads: int) -> None:
     """The batches before it are given, then the error; the encoder serves on."""

@@ -11,6 +11,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from genworker.bulk import attempts as attempts_module
 from genworker.bulk import pool as pools
 from genworker.bulk.actor import Places
 from genworker.bulk.attempts import Attempts
@@ -276,6 +277,44 @@ def test_a_node_whose_actors_break_again_and_again_is_left_out() -> None:
     with pytest.raises(DeviceError, match=r"^the GPU failed: CUDA error: an illegal memory access was encountered$"):
         shards_of(ShardPool(alone.start, capacity, max_attempts=9, on_refused=left_out.add), 40)
     assert len(alone.started) == 3
+
+
+def test_one_broken_gpu_of_many_is_not_tried_for_ever() -> None:
+    """That the others of its node go on says nothing of it; they stay, and no more are started there."""
+    left_out: set[str] = set()
+    bad = {3}
+
+    def answer(actor: LocalActor, _method: str, task: Task, attempt: int) -> Receipt:
+        if actor.number in bad:
+            bad.add(len(actors.started))  # the next one gets the same GPU
+            raise BROKEN
+        return receipt_for(task, attempt)
+
+    actors = LocalActors(answer)
+    capacity = Capacity(1, None, lambda: 0 if left_out else 8)
+    pool = ShardPool(actors.start, capacity, depth=1, max_attempts=9, on_refused=left_out.add, poll_seconds=0.0)
+    assert shards_of(pool, 400) == list(range(400))
+    assert left_out == {"node"}
+    assert len(actors.started) == 10
+
+
+def test_a_stuck_actor_does_not_keep_what_another_failed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that failed waits for another actor, but not for ever."""
+    monkeypatch.setattr(attempts_module, "_SECONDS_FOR_OTHERS", 0.2)
+    monkeypatch.setattr(pools, "_TICK_SECONDS", 0.05)
+
+    def answer(actor: LocalActor, _method: str, task: Task, attempt: int) -> Any:
+        if actor.number == 1:
+            return Future()
+        if task.shard_index == 0 and attempt == 0:
+            raise ValueError("once")
+        return receipt_for(task, attempt)
+
+    actors = LocalActors(answer)
+    stragglers = Stopwatch()
+    stragglers.is_up = True
+    pool = ShardPool(actors.start, fixed(2), stragglers=stragglers)
+    assert shards_of(pool, 20) == list(range(20))
 
 
 def test_a_question_that_breaks_an_actor_goes_to_another() -> None:

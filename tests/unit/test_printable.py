@@ -39,6 +39,8 @@ def test_lines_stay_where_there_may_be_several() -> None:
         ("http://host:5000/runs/a@b", "http://host:5000/runs/a@b"),
         ("http://host/runs/a@b", "http://host/runs/a@b"),
         ("mail me@host", "mail me@host"),
+        ("http://[::1]:5000/runs/a@b", "http://[::1]:5000/runs/a@b"),
+        ("file:///C:/Users/me@x", "file:///C:/Users/me@x"),
     ],
 )
 def test_no_login_is_shown(text: str, shown: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import uuid
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -395,8 +396,12 @@ def batches(store: Store) -> list[ReceiptBatch]:
     return [ReceiptBatch.model_validate_json(store.get(info.key)) for info in store.list(RECEIPTS_PREFIX)]
 
 
-def test_shards_without_receipts_are_adopted_side_by_side_and_told() -> None:
-    """What a killed driver left is checked by several threads, in order; whoever waits learns how far it is."""
+@pytest.mark.parametrize("fits", [True, False])
+def test_shards_without_receipts_are_adopted_side_by_side_and_told(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+    """What a killed driver left is checked by as many threads as memory holds shards, in order, and is told."""
+    monkeypatch.setattr(ledger, "num_processors", lambda: 3)
+    if not fits:
+        monkeypatch.setattr(ledger, "_MOST_BYTES", 1)
     store, plan = filled({}), plan_of(40)
     list(make_in(store, plan)(plan.tasks()))
     told: list[tuple[int, int]] = []
@@ -411,7 +416,7 @@ def test_shards_without_receipts_are_adopted_side_by_side_and_told() -> None:
     driver = Driver(Watched(store.url), plan, BUNDLE, make_in(store, plan), on_adopted=lambda *seen: told.append(seen))
     driver.run()
     assert told == [(done, 40) for done in range(1, 41)]
-    assert threading.main_thread().name not in threads
+    assert (threading.main_thread().name in threads) != fits
     assert sorted(r.shard_index for batch in batches(store) for r in batch.receipts) == list(range(40))
     assert verify(store.url) == []
 
@@ -432,7 +437,7 @@ def test_receipts_do_not_wait_for_long(monkeypatch: pytest.MonkeyPatch, seconds:
     """Batches grow with the job, but after a minute what waits is stored: a successor has to look into no more than that."""
     now = [0.0]
     monkeypatch.setattr(protocol, "_PART_OF_DONE", 1)
-    monkeypatch.setattr(protocol.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(protocol, "time", SimpleNamespace(monotonic=lambda: now[0]))
     store, plan = filled({}), plan_of(12)
 
     def make(tasks: Iterator[Task]) -> Iterator[Receipt]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import signal
 import sys
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -454,3 +457,24 @@ def test_a_manifest_beyond_any_reason_is_not_read(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("genworker.bulk.manifest.MAX_MANIFEST_BYTES", size - 1)
     with pytest.raises(DatasetError, match=f"_manifest.json: has more than {size - 1} bytes"):
         open_dataset(url)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_does_not_inherit_what_a_thread_has_locked(url: str, manifest: Manifest) -> None:
+    """A DataLoader forks whatever other threads are doing."""
+    dataset = open_dataset(url)
+    assert dataset[7].index == 7
+    with dataset._lock:  # as by another thread, in the middle of a read
+        child = os.fork()
+        if child == 0:
+            os._exit(int(dataset[7].index != 7))
+    for _ in range(400):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0

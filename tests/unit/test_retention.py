@@ -115,15 +115,30 @@ def test_what_others_put_beside_a_dataset_stays(root: str) -> None:
     assert find_old(store, 3) == []
 
 
-def test_a_dataset_without_its_plan_is_not_removed(root: str) -> None:
-    """Nobody could tell what is its own; one line says so, and nothing is lost."""
+@pytest.mark.parametrize("plan", [None, b'{"version":0}'])
+def test_the_manifest_holds_the_plan_too(root: str, plan: bytes | None) -> None:
+    """A dataset that lost its plan, or whose plan was damaged, is known by its manifest."""
     store = open_store(root)
     store.delete(f"{DAYS[0]}/{PLAN_KEY}")
-    before = list(store.list())
+    if plan is not None:
+        store.put(f"{DAYS[0]}/{PLAN_KEY}", plan)
     done = CliRunner().invoke(cli, ["retain", root, "--keep", "3", "--delete"])
+    assert done.exit_code == 0
+    assert list(store.list(f"{DAYS[0]}/")) == []
+
+
+def test_what_nobody_can_tell_apart_is_left_and_told(root: str) -> None:
+    """Without plan and manifest a dataset's own objects are not known; the other datasets are removed all the same."""
+    store = open_store(root)
+    for key in (PLAN_KEY, MANIFEST_KEY):
+        store.put(f"{DAYS[0]}/{key}", b"damaged", overwrite=True)
+    before = [info.key for info in store.list(f"{DAYS[0]}/")]
+    done = CliRunner().invoke(cli, ["retain", root, "--keep", "2", "--delete"])
     assert done.exit_code == 1
-    assert f"{DAYS[0]}/{PLAN_KEY}: is missing" in done.stderr
-    assert list(store.list()) == before
+    assert "cannot be removed: nobody can tell which objects are the dataset's own" in done.stdout
+    assert "removed: 1 datasets" in done.stdout
+    assert [info.key for info in store.list(f"{DAYS[0]}/")] == before
+    assert list(store.list(f"{DAYS[1]}/")) == []
 
 
 def seen_by_a_reader(url: str) -> str:

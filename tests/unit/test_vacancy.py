@@ -111,5 +111,15 @@ def test_files_without_their_table_are_an_obstacle(tmp_path: Path) -> None:
     assert "run the command again" not in str(caught.value)
     for index in range(plan.num_shards):
         store.delete(plan.shard_key(index))
-    with pytest.raises(DatasetError, match="so nobody knows which dataset's it is; write to another URL"):
+    with pytest.raises(DatasetError, match="so nobody knows whose it is; write to another URL"):
         check_vacant(store, plan)
+
+
+def test_a_first_shard_in_the_making_is_no_obstacle(tmp_path: Path) -> None:
+    """A driver of the same plan that was killed leaves files without a table; the next whole shard tells whose they are."""
+    plan = fake.make_plan(format="files", seed=0)
+    fake.publish(str(tmp_path / "set"), plan)
+    keep("data")(tmp_path / "set")
+    for key in (PLAN_KEY, plan.shard_key(0)):
+        (tmp_path / "set" / key).unlink()
+    check_vacant(open_store(str(tmp_path / "set")), plan)
