@@ -90,14 +90,16 @@ def find_old(store: Store, keep: int, by: Literal["name", "age"] = "name") -> li
         return tuple(itertools.takewhile(lambda info: info.key.startswith(place), objects[start:]))
 
     def doomed(place: str) -> Doomed:
-        there, begun = below(place), place in notices
+        there, half_gone = below(place), place in begun
         try:
-            plan = _plan_of(open_store(child_url(store.url, place.rstrip("/"))), begun=begun)
+            plan = _plan_of(open_store(child_url(store.url, place.rstrip("/"))), half_gone=half_gone)
         except GenworkerError as err:
-            return Doomed(place, there, begun, problem=f"nobody can tell which objects are the dataset's own: {err}")
+            return Doomed(
+                place, there, half_gone, problem=f"nobody can tell which objects are the dataset's own: {err}"
+            )
         own = {info.key for info in own_objects(there, plan, place)}
         mine, foreign = ([info for info in there if (info.key in own) == wanted] for wanted in (True, False))
-        return Doomed(place, tuple(mine), begun, plan, tuple(foreign))
+        return Doomed(place, tuple(mine), half_gone, plan, tuple(foreign))
 
     return [doomed(place) for place in old]
 
@@ -114,12 +116,10 @@ def remove_dataset(store: Store, doomed: Doomed) -> int:
     return len(doomed.objects)
 
 
-def _plan_of(store: Store, *, begun: bool) -> Plan | None:
-    """The plan of a dataset, from its manifest where there is none; None where a removal has come so far."""
+def _plan_of(store: Store, *, half_gone: bool) -> Plan | None:
+    """The plan of a dataset, from its manifest where it is missing or damaged; None where a removal has deleted it."""
     try:
         plan = read_plan(store)
     except PlanError:
-        plan = None
-        if begun:  # its manifest went first
-            raise
-    return read_manifest(store).plan if plan is None and not begun else plan
+        return read_manifest(store).plan
+    return read_manifest(store).plan if plan is None and not half_gone else plan

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import genworker
 from genworker.bulk.catalog import read_catalog
 from genworker.bulk.plan import BUNDLE_PREFIX, MANIFEST_KEY, PLAN_KEY, REMOVING_KEY, SUCCESS_KEY
-from genworker.bulk.removal import check_kept
+from genworker.bulk.removal import GC, NOTICES, check_kept
 from genworker.bulk.retention import find_old, remove_dataset
 from genworker.bundle import Lineage
 from genworker.cli import cli
@@ -125,6 +125,14 @@ def test_the_manifest_holds_the_plan_too(root: str, plan: bytes | None) -> None:
     done = CliRunner().invoke(cli, ["retain", root, "--keep", "3", "--delete"])
     assert done.exit_code == 0
     assert list(store.list(f"{DAYS[0]}/")) == []
+
+
+def test_a_removal_that_gc_began_too_late_is_none_of_retains(root: str) -> None:
+    """Its notice beside a published dataset says nothing; the dataset goes when its turn comes, and is not called begun."""
+    store = open_store(root)
+    store.put(f"{DAYS[0]}/{REMOVING_KEY}", NOTICES[GC])
+    assert [(doomed.name, doomed.begun) for doomed in find_old(store, 3)] == [(DAYS[0], False)]
+    assert find_old(store, 4) == []
 
 
 def test_what_nobody_can_tell_apart_is_left_and_told(root: str) -> None:
