@@ -7,6 +7,7 @@ rank's generator and of the loader; adaptive augmentation lives in a buffer of t
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -89,10 +90,11 @@ def take(
     good: bool = True,
     meter: Mapping[str, Any] | None = None,
 ) -> Snapshot:
-    """Copy the state of a run, so that it can be stored while training goes on."""
+    """Copy the state of a run, all of it, so that it can be stored while training goes on."""
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.tensors().items()}
     counters, conditions = dict(vars(state.counters)), dict(vars(state.conditions))
-    return Snapshot(tensors, counters, spec.identity(), watchdog or {}, good, conditions, meter or {})
+    facts = copy.deepcopy((dict(watchdog or {}), dict(meter or {})))
+    return Snapshot(tensors, counters, spec.identity(), facts[0], good, conditions, facts[1])
 
 
 def save(store: Store, snapshot: Snapshot) -> str:

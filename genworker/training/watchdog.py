@@ -70,10 +70,10 @@ class Watchdog:
         self._speeds: dict[str, list[float]] = {}
 
     def dump(self) -> dict[str, Any]:
-        """What a resumed watchdog has to know, as JSON."""
+        """What a resumed watchdog has to know, as JSON; a copy, because it is stored while the watchdog goes on."""
         return {
             "outside": {kind: count for kind, count in self._outside.items() if count},
-            "usual": self._usual,
+            "usual": {name: list(values) for name, values in self._usual.items()},
             "nonfinite": list(self._nonfinite),
             "skipped": self._skipped,
         }

@@ -226,7 +226,12 @@ def test_training_goes_on_while_a_snapshot_is_stored(store: Store) -> None:
     """A snapshot is a copy: what changes after it was taken is not in it."""
     state = tiny_state(seed=1)
     before = tiny_state(seed=1)
-    snapshot = checkpoint.take(state, SPEC)
+    watchdog: dict[str, Any] = {"usual": {"loss": [1.0]}}
+    meter: dict[str, Any] = {"counts": {"loss": 1}}
+    snapshot = checkpoint.take(state, SPEC, watchdog, meter=meter)
+    watchdog["usual"]["loss"].append(2.0)
+    meter["counts"]["loss"] += 1
+    assert (snapshot.watchdog, snapshot.meter) == ({"usual": {"loss": [1.0]}}, {"counts": {"loss": 1}})
     with torch.no_grad():
         for tensor in state.tensors().values():
             tensor.add_(1)

@@ -223,6 +223,18 @@ def test_a_resumed_watchdog_goes_on_counting() -> None:
     assert kinds(resumed.report(d__sign=0.9)) == kinds(run.report(d__sign=0.9)) == ["d.sign"]
 
 
+def test_what_a_watchdog_dumped_does_not_change_with_it() -> None:
+    """It is being stored while the next report comes, and a checkpoint has a checksum of it."""
+    run = Run(SIGN, patience=3)
+    run.report(d__sign=0.9, g__grad_norm=1.0)
+    dumped = run.watchdog.dump()
+    before = json.dumps(dumped)
+    for _ in range(9):
+        run.report(d__sign=0.9, g__grad_norm=1.0, speed=90.0, nonfinite=1)
+    assert json.dumps(dumped) == before
+    assert json.dumps(run.watchdog.dump()) != before
+
+
 def test_bands_may_be_set_one_by_one() -> None:
     """``--set watchdog.bands.d.sign=[null,0.9]`` takes the dots of a metric's name for levels."""
     spec = WatchdogSpec.parse(
