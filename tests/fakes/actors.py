@@ -58,14 +58,14 @@ class Idle(Steady):
 
 
 class Raising(Steady):
-    """Fails ``times`` times at every shard whose index is a multiple of four."""
+    """Fails ``times`` times at every shard whose index is a multiple of four, with ``error``."""
 
-    def __init__(self, times: int) -> None:
-        self._times = times
+    def __init__(self, times: int, error: type[Exception] = ValueError) -> None:
+        self._times, self._error = times, error
 
     def make(self, task: Task, attempt: int) -> Receipt:
         if task.shard_index % 4 == 0 and attempt < self._times:
-            raise ValueError(f"no luck at attempt {attempt}")
+            raise self._error(f"no luck at attempt {attempt}")
         return super().make(task, attempt)
 
 
