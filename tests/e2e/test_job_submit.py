@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import ray
 import requests
 import yaml
 from click.testing import CliRunner
@@ -110,39 +111,51 @@ def head(rclone: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     init.write_text(text.replace(f'"{genworker.__version__}"', f'"{SHIPPED_VERSION}"'), encoding="utf-8")
 
     (working_dir / "tiny.yaml").write_text(yaml.safe_dump(TINY_SPEC), encoding="utf-8")
-    dashboard, *others = free_ports(6)
-    named = ("port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
-    options = {
-        "dashboard-port": dashboard,
-        **dict(zip((*named, "ray-client-server-port"), others, strict=True)),
-        # Any free ports, so that another cluster on this machine is not in the way.
-        "min-worker-port": 0,
-        "max-worker-port": 0,
-        "num-cpus": 4,
-        "node-ip-address": "127.0.0.1",
-    }
-    # Paths of sockets are limited to about a hundred characters.
-    with tempfile.TemporaryDirectory(prefix="gw-", ignore_cleanup_errors=True) as temp:
-        command = [*shlex.split(start), "--block", f"--temp-dir={temp}"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        with running(command, folder, node_environment) as program:
-            program.wait_until(lambda: is_open(dashboard))
-            yield Head(
-                address=f"http://127.0.0.1:{dashboard}",
-                gcs=f"127.0.0.1:{options['port']}",
-                environment=environment,
-                token=token,
-                working_dir=working_dir,
-                s3=rclone,
-                canaries=known | {"cluster's token": token},
-                folder=folder,
-                session=Path(temp),
-            )
+    for attempts_left in reversed(range(3)):
+        dashboard, *others = free_ports(6)
+        named = ("port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
+        options = {
+            "dashboard-port": dashboard,
+            **dict(zip((*named, "ray-client-server-port"), others, strict=True)),
+            # Any free ports, so that another cluster on this machine is not in the way.
+            "min-worker-port": 0,
+            "max-worker-port": 0,
+            "num-cpus": 4,
+            "node-ip-address": "127.0.0.1",
+        }
+        # Paths of sockets are limited to about a hundred characters.
+        with tempfile.TemporaryDirectory(prefix="gw-", ignore_cleanup_errors=True) as temp:
+            command = [*shlex.split(start), "--block", f"--temp-dir={temp}"]
+            command += [f"--{name}={value}" for name, value in options.items()]
+            with running(command, folder, node_environment) as program:
+                program.wait_until(lambda port=dashboard: is_open(port))  # type: ignore[misc]
+                if not comes_up(options["dashboard-agent-listen-port"]) and attempts_left:
+                    continue  # another program took one of its ports before Ray did: the head lives, and takes no jobs
+                yield Head(
+                    address=f"http://127.0.0.1:{dashboard}",
+                    gcs=f"127.0.0.1:{options['port']}",
+                    environment=environment,
+                    token=token,
+                    working_dir=working_dir,
+                    s3=rclone,
+                    canaries=known | {"cluster's token": token},
+                    folder=folder,
+                    session=Path(temp),
+                )
+                return
 
 
-def is_open(port: int) -> bool:
-    """Whether somebody listens on a loopback port."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+def comes_up(port: object, within_seconds: float = 60.0) -> bool:
+    """Whether the agent, which starts jobs, listens on both of its addresses before so much time is over."""
+    deadline, hosts = time.monotonic() + within_seconds, ("127.0.0.1", ray.util.get_node_ip_address())
+    while not (there := all(is_open(int(str(port)), host) for host in hosts)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return there
+
+
+def is_open(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether somebody listens on a port of this machine."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
 
