@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from pydantic import ValidationError
@@ -23,6 +21,7 @@ from genworker.device import num_processors
 from genworker.errors import DatasetError, DeterminismError, ObjectExistsError
 from genworker.reading.shard import naming
 from genworker.stores.base import ObjectInfo, Store
+from genworker.windows import map_in_windows
 
 # To look into shards that no receipt names.
 _MOST_THREADS, _TASKS_PER_THREAD, _MOST_BYTES = 16, 4, 2**30
@@ -136,13 +135,7 @@ def _adopt_all(store: Store, plan: Plan, indices: list[int], largest: int) -> It
     if num_threads <= 1:
         yield from (adopt(store, plan, task) for task in tasks)
         return
-    pool = ThreadPoolExecutor(num_threads)
-    try:
-        # In windows, so that a million shards are not a million pending calls.
-        while window := list(itertools.islice(tasks, 4 * num_threads)):
-            yield from pool.map(lambda task: adopt(store, plan, task), window)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    yield from map_in_windows(lambda task: adopt(store, plan, task), tasks, num_threads, 4 * num_threads)
 
 
 def adopt(store: Store, plan: Plan, task: Task) -> Receipt:

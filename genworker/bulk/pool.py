@@ -213,12 +213,17 @@ class ShardPool:
         self._members.remove(member)
         ray.kill(member.actor)
 
-    def _lose(self, member: Member, err: RayActorError) -> None:
+    def _let_go(self, member: Member) -> int:
+        """End an actor in whose place another is wanted soon; returns how many there were with it."""
         num_members = len(self._members)
         self._dismiss(member)
+        self._polled_at = float("-inf")
+        return num_members
+
+    def _lose(self, member: Member, err: RayActorError) -> None:
+        num_members = self._let_go(member)
         self._tally.count("actors_lost")
         self._losses.died(err, num_members)
-        self._polled_at = float("-inf")
         # The oldest task is the likeliest to have killed the actor; the others keep their count.
         given = list(member.given)
         self._attempts.put_back(given[1:], begun=True)
@@ -227,19 +232,14 @@ class ShardPool:
 
     def _replace(self, member: Member, cause: Exception) -> None:
         """Let an actor go that lives but gets nothing done; its other tasks keep their count."""
-        num_members = len(self._members)
-        self._dismiss(member)
+        num_members = self._let_go(member)
         self._tally.count("actors_lost")
         self._losses.broke(cause, member, num_members)
-        self._polled_at = float("-inf")
         self._attempts.put_back(member.given, begun=True)
 
     def _do_without(self, member: Member, err: OtherMachineError) -> None:
         """Let an actor go whose machine may not make shards of this plan; its tasks keep their count."""
-        num_members = len(self._members)
-        self._dismiss(member)
-        self._losses.refused(err, member, num_members)
-        self._polled_at = float("-inf")
+        self._losses.refused(err, member, self._let_go(member))
         self._attempts.put_back(member.given, begun=False)
 
     # --- tasks -------------------------------------------------------------------------------------------------------

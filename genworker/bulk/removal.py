@@ -8,16 +8,15 @@ begins and again while he publishes, so that nobody vouches for objects that are
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from genworker.bulk.layout import Layout
 from genworker.bulk.plan import CONTROL_PREFIX, MANIFEST_KEY, PLAN_KEY, REMOVING_KEY, SUCCESS_KEY, Plan
 from genworker.bundle import BUNDLE_KEY, SCORER_KEY, WEIGHTS_KEY
 from genworker.errors import ObjectMissingError, PlanError
 from genworker.stores.base import ObjectInfo, Store
+from genworker.windows import map_in_windows
 
 GC, RETAIN = "genworker gc --unfinished --delete", "genworker retain --delete"
 NOTICES = {GC: b'{"by":"gc"}', RETAIN: b"{}"}
@@ -34,7 +33,7 @@ _CONTROL = re.compile(
 
 # A deletion over a network is waiting, mostly: one after the other, a million would take hours.
 _NUM_THREADS = 16
-_WINDOW = 64 * _NUM_THREADS  # so that a million objects are not a million pending calls
+_WINDOW = 64 * _NUM_THREADS
 
 
 def removed_by(store: Store, place: str = "") -> str | None:
@@ -103,9 +102,4 @@ def delete_all(store: Store, keys: Iterable[str]) -> int:
     Raises:
         StoreError: the first failure; what was not begun then stays.
     """
-    left = iter(keys)
-    deleted = 0
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        while window := list(itertools.islice(left, _WINDOW)):
-            deleted += sum(1 for _ in pool.map(store.delete, window))
-    return deleted
+    return sum(1 for _ in map_in_windows(store.delete, keys, _NUM_THREADS, _WINDOW))

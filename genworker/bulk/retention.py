@@ -11,6 +11,7 @@ In: a store and how many datasets to keep. Out: the names of those removed. A re
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -97,9 +98,10 @@ def find_old(store: Store, keep: int, by: Literal["name", "age"] = "name") -> li
             return Doomed(
                 place, there, half_gone, problem=f"nobody can tell which objects are the dataset's own: {err}"
             )
-        own = {info.key for info in own_objects(there, plan, place)}
-        mine, foreign = ([info for info in there if (info.key in own) == wanted] for wanted in (True, False))
-        return Doomed(place, tuple(mine), half_gone, plan, tuple(foreign))
+        own = tuple(own_objects(there, plan, place))
+        keys_of_own = {info.key for info in own}
+        foreign = tuple(info for info in there if info.key not in keys_of_own)
+        return Doomed(place, own, half_gone, plan, foreign)
 
     return [doomed(place) for place in old]
 
@@ -118,8 +120,8 @@ def remove_dataset(store: Store, doomed: Doomed) -> int:
 
 def _plan_of(store: Store, *, half_gone: bool) -> Plan | None:
     """The plan of a dataset, from its manifest where it is missing or damaged; None where a removal has deleted it."""
-    try:
+    with contextlib.suppress(PlanError):
         plan = read_plan(store)
-    except PlanError:
-        return read_manifest(store).plan
-    return read_manifest(store).plan if plan is None and not half_gone else plan
+        if plan is not None or half_gone:
+            return plan
+    return read_manifest(store).plan

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -139,6 +140,12 @@ class Display:
         """Show the display inside the block."""
         with self._progress:
             yield self
+
+
+def tell_remarks(command: str, remarks: Iterable[str]) -> None:
+    """Say on stderr what a source tells of its data, each remark in a line; see `genworker.sources.base.Source`."""
+    for remark in remarks:
+        click.echo(f"{command}: {remark}", err=True)
 
 
 def size(num_bytes: float) -> str:

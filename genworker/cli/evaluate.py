@@ -71,6 +71,7 @@ def evaluate(
 
     The floor is what real training images score in place of generated ones: the best that can be hoped for.
     """
+    from genworker.cli.display import tell_remarks
     from genworker.device import pick_device
     from genworker.stores import open_store
     from genworker.training.evaluation import evaluate as run
@@ -81,8 +82,7 @@ def evaluate(
     bundle = _bundle_of(store)
     spec = _spec_of(bundle, data, store.url)
     real = real_images(spec.data, spec.training.holdout_share, "test" if split == "test" else "held-out")
-    for remark in real.remarks:
-        click.echo(f"evaluate: {remark}", err=True)
+    tell_remarks("evaluate", real.remarks)
     device = pick_device(use_gpu=use_gpu)
     evaluation = run(
         bundle,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 from pydantic import ValidationError
 
@@ -14,6 +13,7 @@ from genworker.bulk import commit
 from genworker.bulk.manifest import published
 from genworker.bulk.plan import BUNDLE_PREFIX, CALIBRATION_KEY, DATA_PREFIX, MANIFEST_KEY, PLAN_KEY
 from genworker.bulk.request import virtual_plan
+from genworker.cli.display import tell_remarks
 from genworker.config import load_spec
 from genworker.device import pick_device
 from genworker.errors import GenworkerError, UsageError
@@ -87,8 +87,7 @@ def make_sheet(url: str, per_class: int, seed: int, real_spec: str | None) -> Im
     blocks = []
     if real_spec is not None:
         source = open_source(load_spec(TrainSpec, real_spec, (), {}).data)
-        for remark in source.remarks:
-            click.echo(f"sheet: {remark}", err=True)
+        tell_remarks("sheet", source.remarks)
         first = source.read(np.arange(min(len(source), 100 * per_class), dtype=np.int64))
         blocks.append(pick(iter([first]), source.schema, per_class, "real"))
     if kind_of(store) == "dataset":

@@ -50,6 +50,7 @@ def train(
 
 def _size_of(spec: TrainSpec) -> str:
     """What a run will be, in a line; the networks only where the data can be opened from here, whose remarks are told."""
+    from genworker.cli.display import tell_remarks
     from genworker.errors import SourceError, StoreError
     from genworker.sources import open_source
     from genworker.training import preflight
@@ -59,8 +60,7 @@ def _size_of(spec: TrainSpec) -> str:
     except (SourceError, StoreError) as err:
         networks = f"parameters are not known here ({err})"
     else:
-        for remark in source.remarks:
-            click.echo(f"train: {remark}", err=True)
+        tell_remarks("train", source.remarks)
         preflight.check(spec, source)
         networks = preflight.size_of_networks(spec, source.schema)
     return f"{preflight.size_of_run(spec)}; {networks}"

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +21,7 @@ from genworker.bulk.shard_table import ShardTable
 from genworker.bundle import BUNDLE_KEY, SCORER_KEY, WEIGHTS_KEY
 from genworker.errors import BundleError, DatasetError, ObjectMissingError
 from genworker.stores import open_store
+from genworker.windows import map_in_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,16 +78,10 @@ def verify_store(
 def _content_faults(store: Store, manifest: Manifest, on_shard: Callable[[int, int], None]) -> list[Fault]:
     check = _ShardCheck(store, manifest)
     total = len(manifest.shards)
-    tasks = manifest.plan.tasks()
     faults: list[Fault] = []
-    done = 0
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        # In windows, so that a million shards are not a million pending calls.
-        while window := list(islice(tasks, 4 * _NUM_THREADS)):
-            for fault in pool.map(check, window):
-                faults += [fault] if fault else []
-                done += 1
-                on_shard(done, total)
+    for done, fault in enumerate(map_in_windows(check, manifest.plan.tasks(), _NUM_THREADS, 4 * _NUM_THREADS), 1):
+        faults += [fault] if fault else []
+        on_shard(done, total)
     return faults
 
 
@@ -138,9 +131,10 @@ def _bundle_faults(store: Store, plan: Plan, *, sizes_only: bool) -> list[Fault]
     if own not in there:
         return [Fault(own, f"is missing, though {min(there)} is there")]
     try:
-        info = bundles.load_info(store, BUNDLE_PREFIX)
-        if not sizes_only:
-            bundles.load(store, BUNDLE_PREFIX, with_scorer="score" in plan.columns)
+        if sizes_only:
+            info = bundles.load_info(store, BUNDLE_PREFIX)
+        else:
+            info = bundles.load(store, BUNDLE_PREFIX, with_scorer="score" in plan.columns).info
     except BundleError as err:
         key, _, problem = str(err).removeprefix(f"{store.url}/").partition(": ")
         return [Fault(key, problem)]

@@ -91,18 +91,8 @@ class VirtualDataset(Samples):
         return self._samples(before + first, stop - first)
 
     def _samples(self, first: int, count: int) -> Iterator[SampleBatch]:
-        if self._process != os.getpid() and self._use_gpu:
-            # CUDA does not survive a fork either.
-            raise UsageError(
-                f"{self.url}: is evaluated on a GPU, which a forked process cannot use; give torch's DataLoader "
-                'multiprocessing_context="spawn", or open it without use_gpu where its plan is for a CPU'
-            )
-        if self._process != os.getpid() and self._plan.numerics.threads > 1:
-            # OpenMP's threads do not survive a fork, and whoever asks for them waits for good.
-            raise UsageError(
-                f"{self.url}: its plan evaluates with {self._plan.numerics.threads} threads, which a forked process cannot "
-                'start; give torch\'s DataLoader multiprocessing_context="spawn", or make the plan with cpus_per_actor 1'
-            )
+        if self._process != os.getpid():
+            self._check_fork()
         made: Iterator[SampleBatch] | None = None
         while True:
             with self._lock:
@@ -113,6 +103,20 @@ class VirtualDataset(Samples):
                     return
                 batch = columns.complete(batch)
             yield self._as_stored(batch)
+
+    def _check_fork(self) -> None:
+        """Raise UsageError where a fork of the process that opened the dataset cannot make its samples."""
+        if self._use_gpu:  # CUDA does not survive a fork
+            raise UsageError(
+                f"{self.url}: is evaluated on a GPU, which a forked process cannot use; give torch's DataLoader "
+                'multiprocessing_context="spawn", or open it without use_gpu where its plan is for a CPU'
+            )
+        if self._plan.numerics.threads > 1:
+            # OpenMP's threads do not survive a fork, and whoever asks for them waits for good.
+            raise UsageError(
+                f"{self.url}: its plan evaluates with {self._plan.numerics.threads} threads, which a forked process cannot "
+                'start; give torch\'s DataLoader multiprocessing_context="spawn", or make the plan with cpus_per_actor 1'
+            )
 
     def _one(self, index: int) -> Sample:
         size = self._plan.numerics.micro_batch

@@ -93,8 +93,8 @@ def take(
     """Copy the state of a run, all of it, so that it can be stored while training goes on."""
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.tensors().items()}
     counters, conditions = dict(vars(state.counters)), dict(vars(state.conditions))
-    facts = copy.deepcopy((dict(watchdog or {}), dict(meter or {})))
-    return Snapshot(tensors, counters, spec.identity(), facts[0], good, conditions, facts[1])
+    seen, next_report = copy.deepcopy(watchdog or {}), copy.deepcopy(meter or {})
+    return Snapshot(tensors, counters, spec.identity(), seen, good, conditions, next_report)
 
 
 def save(store: Store, snapshot: Snapshot) -> str:

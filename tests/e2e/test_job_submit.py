@@ -129,7 +129,7 @@ def head(rclone: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             command += [f"--{name}={value}" for name, value in options.items()]
             with running(command, folder, node_environment) as program:
                 program.wait_until(lambda port=dashboard: is_open(port))  # type: ignore[misc]
-                if not comes_up(options["dashboard-agent-listen-port"]) and attempts_left:
+                if not comes_up(others[1]) and attempts_left:  # the agent's
                     continue  # another program took one of its ports before Ray did: the head lives, and takes no jobs
                 yield Head(
                     address=f"http://127.0.0.1:{dashboard}",
@@ -145,10 +145,10 @@ def head(rclone: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 return
 
 
-def comes_up(port: object, within_seconds: float = 60.0) -> bool:
+def comes_up(port: int, within_seconds: float = 60.0) -> bool:
     """Whether the agent, which starts jobs, listens on both of its addresses before so much time is over."""
     deadline, hosts = time.monotonic() + within_seconds, ("127.0.0.1", ray.util.get_node_ip_address())
-    while not (there := all(is_open(int(str(port)), host) for host in hosts)) and time.monotonic() < deadline:
+    while not (there := all(is_open(port, host) for host in hosts)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return there
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "genworker"
 
 # Floor -> modules; ``name.*`` means the package with all that is in it, a plain name that module alone.
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("errors", "printable"),
+    0: ("errors", "printable", "windows"),
     1: ("schema", "config", "yaml_text", "registry", "placement", "device"),
     2: ("sources.*", "families.*", "codecs.*", "formats.*", "stores.*", "metrics.*"),
     3: (
