@@ -72,9 +72,8 @@ class Display:
             self._progress.update(self._task, completed=min(done, self._total), note=note, left=left)
         elif self._is_due() or done >= self._total:
             self._last_line = self._clock()
-            console.print(
-                f"{self._title}: {min(done, self._total):,} of {self._total:,} {self._unit}, {note}", soft_wrap=True
-            )
+            counted = f"{self._title}: {min(done, self._total):,} of {self._total:,} {self._unit}"
+            console.print(", ".join(filter(None, [counted, note])), soft_wrap=True)
 
     def event(self, text: str, style: str | None = "yellow") -> None:
         """Tell what happened: above the bar, unless it is for logs alone, see `genworker.training.hooks.News`."""

@@ -173,3 +173,11 @@ def test_a_tick_tells_progress() -> None:
     reporter.tick()
     assert [(progress.num_done, progress.event) for progress in told] == [(0, "")] * 2
     assert 0 < told[0].making_seconds < told[1].making_seconds
+
+
+def test_a_count_is_a_line_without_loose_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where there is nothing to say beside it, no comma waits for more."""
+    shown = Display("verify", 0, "shards")
+    shown.on_count(4, 4)
+    shown.update(4, "12/s")
+    assert capsys.readouterr().err.splitlines() == ["verify: 4 of 4 shards", "verify: 4 of 4 shards, 12/s"]
